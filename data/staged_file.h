@@ -1,0 +1,60 @@
+// The one seam through which this program makes files: written aside, synced, then renamed, so that a final name
+// never holds half a file.  StagedFile for one file, StagedDir for a directory that appears whole.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "data/sha256.h"  // whoever writes files usually records their hash
+
+namespace dms {
+
+// A failure of the world (disk full, permission lost while running): exit code 1.  Names the path and the reason.
+class IoError : public std::runtime_error {
+ public:
+  IoError(const std::string& path, const std::string& action, int error_number);
+};
+
+// Writes PATH via PATH.partial.<pid>.  Not committed: the partial file is removed by the destructor.
+// A directory that does not exist or cannot be written to is the user's mistake (UserError); all else is IoError.
+class StagedFile {
+ public:
+  explicit StagedFile(std::string path);
+  ~StagedFile();
+  StagedFile(const StagedFile&) = delete;
+  StagedFile& operator=(const StagedFile&) = delete;
+
+  void write(std::string_view bytes);
+  // For libraries that write to a name themselves (HDF5): they truncate and fill this file, close it, then commit().
+  const std::string& partial_path() const { return partial_path_; }
+  void commit();  // flush, fsync, rename, fsync of the directory
+
+ private:
+  void flush();
+
+  std::string path_, partial_path_;
+  std::string buffer_;
+  int descriptor_ = -1;
+};
+
+// Writes directory PATH via PATH.partial.<pid>; `path()` is where to put files until commit().
+class StagedDir {
+ public:
+  explicit StagedDir(std::string final_path);
+  ~StagedDir();
+  StagedDir(const StagedDir&) = delete;
+  StagedDir& operator=(const StagedDir&) = delete;
+
+  const std::string& path() const { return partial_path_; }
+  void commit();  // fsync every file and directory, rename; an existing final directory is replaced
+
+ private:
+  std::string final_path_, partial_path_;
+  bool committed_ = false;
+};
+
+void write_file(const std::string& path, std::string_view bytes);  // StagedFile in one call
+std::string read_file(const std::string& path);                    // throws UserError when unreadable
+
+}  // namespace dms
