@@ -1,0 +1,45 @@
+// What a training run records of each step, and where: RUN/metrics.jsonl (one JSON object a line, the fields below by
+// name, in this order) and RUN/tensorboard/.  Everything that reads a run afterwards reads the former.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "trainer/append_file.h"
+#include "trainer/tensorboard.h"
+
+namespace dms {
+
+struct StepMetrics {
+  int64_t step = 0;
+  double loss = 0;              // kl + compression_loss, what the step minimised
+  double kl = 0;                // nats a token, under the relaxed eviction of training
+  double compression_loss = 0;
+  double target_cr = 1;
+  double eviction_rate = 0;     // share of positive decisions, noiseless
+  double alpha_mean = 0;        // the soft mean that the compression loss sees
+  double grad_norm = 0;         // before clipping
+  double lr = 0;
+  double tokens_per_s = 0;
+  double mfu = 0;
+  int64_t peak_memory_bytes = 0;
+  double seconds = 0;           // wall time of this step
+};
+
+class MetricsLog {
+ public:
+  // Continues the log of `run_dir` (which must exist) at `resume_step`: lines with step >= resume_step are dropped,
+  // atomically, and TensorBoard is told to drop the same points; 0 starts afresh.  A torn last line, left by a killed
+  // writer, is dropped as well.  Throws UserError when any other line is not a record of a step, IoError otherwise.
+  MetricsLog(const std::string& run_dir, int64_t resume_step);
+
+  // Both files hold the step before this returns.  Numbers that are not finite become null in metrics.jsonl.
+  // Throws IoError.
+  void append(const StepMetrics& metrics);
+
+ private:
+  AppendFile lines_;
+  TensorBoardWriter tensorboard_;
+};
+
+}  // namespace dms
