@@ -1,6 +1,5 @@
 # The distribution's packages.  tools/setup.sh installs them; the names are Debian's.
 find_package(PkgConfig REQUIRED)
-find_package(HDF5 REQUIRED COMPONENTS C)
 find_package(yaml-cpp REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
@@ -9,9 +8,10 @@ pkg_check_modules(LIBCRYPTO REQUIRED IMPORTED_TARGET libcrypto)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 
+# CMake's own FindHDF5 wants the C language and drags in curl and libcrypto; Debian ships a pkg-config file.
+pkg_search_module(HDF5 REQUIRED IMPORTED_TARGET hdf5-serial hdf5)
 add_library(dms_hdf5 INTERFACE)
-target_include_directories(dms_hdf5 SYSTEM INTERFACE ${HDF5_INCLUDE_DIRS})
-target_link_libraries(dms_hdf5 INTERFACE ${HDF5_C_LIBRARIES})
+target_link_libraries(dms_hdf5 INTERFACE PkgConfig::HDF5)
 
 # Header-only protobuf encoding (libprotozero-dev); the package has no CMake or pkg-config file.
 find_path(PROTOZERO_INCLUDE_DIR protozero/pbf_builder.hpp REQUIRED)

@@ -1,0 +1,36 @@
+// One decoder layer as functions of explicit weights, for one sequence.  The caller runs attention between the two
+// halves, because teacher, student and compact-cache evaluation differ in nothing else.
+//
+//   n = RMSNorm(x); q, k, v = project(n)            attention_inputs
+//   a = attention(q, k, v)                          (model/attention.h, model/compact_attention.h)
+//   x = x + o_proj(a); x = x + MLP(RMSNorm(x))      finish_layer
+//
+// Weights are frozen: every function is differentiable in activations only.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "model/architecture.h"
+#include "model/rope.h"
+#include "model/weights.h"
+
+namespace dms {
+
+// Statistics in float32, result in x's dtype, then times weight.
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+struct AttentionInputs {
+  at::Tensor q_BHTd, k_BGTd, v_BGTd;  // B = 1; views of [T, heads, d] memory, after RoPE
+};
+
+// normed_TD = rms_norm(x, input_norm).  `query_mask_Hd` (undefined: none): zeros take a borrowed query channel out of
+// the attention score, before RoPE (after the q norm where the family has one).
+AttentionInputs attention_inputs(const Architecture& architecture, const LayerWeights& weights,
+                                 const at::Tensor& normed_TD, const RopeTables& rope,
+                                 const at::Tensor& query_mask_Hd);
+
+// x_TD: the layer's input; attention_BHTd: [1, H, T, d].  Returns the layer's output [T, D].
+at::Tensor finish_layer(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,
+                        const at::Tensor& attention_BHTd);
+
+}  // namespace dms

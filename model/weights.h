@@ -1,0 +1,38 @@
+// The frozen weights as the model code sees them: one layer at a time, from a source that may map a file, hold a
+// replica or gather shards.  Nothing here ever requires a gradient.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "model/architecture.h"
+
+namespace dms {
+
+// Linear weights are stored [out, in].  Optional tensors are undefined where the family has none.
+struct LayerWeights {
+  at::Tensor input_norm;   // [D]
+  at::Tensor q_proj;       // [H*d, D]
+  at::Tensor k_proj;       // [G*d, D]
+  at::Tensor v_proj;       // [G*d, D]
+  at::Tensor o_proj;       // [D, H*d]
+  at::Tensor q_bias, k_bias, v_bias;  // Qwen2: [H*d], [G*d], [G*d]
+  at::Tensor q_norm, k_norm;          // Qwen3: [d]
+  at::Tensor post_norm;    // [D]
+  at::Tensor gate_proj;    // [I, D]
+  at::Tensor up_proj;      // [I, D]
+  at::Tensor down_proj;    // [D, I]
+};
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual const Architecture& architecture() const = 0;
+  virtual at::ScalarType dtype() const = 0;
+  // The tensors stay valid as long as the caller holds them.
+  virtual LayerWeights layer(int64_t index) = 0;
+  virtual at::Tensor embedding() = 0;   // [V, D]
+  virtual at::Tensor final_norm() = 0;  // [D]
+  virtual at::Tensor head() = 0;        // [V, D]; the embedding when tied
+};
+
+}  // namespace dms
