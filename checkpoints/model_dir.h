@@ -1,0 +1,29 @@
+// A Hugging Face model directory: config.json, model.safetensors or shards with an index, tokenizer files.
+// A single model.safetensors wins over an index.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "model/architecture.h"
+#include "model/weights.h"
+
+namespace dms {
+
+// Reads and checks config.json.  Throws UserError.
+Architecture read_architecture(const std::string& model_dir);
+
+// Opens the weights, memory-mapped, checking every expected tensor's presence, shape and dtype; tensors that the
+// architecture does not know are reported once on stderr.  `dtype` is the compute dtype (float32, bfloat16, float16):
+// tensors stored in it are views of the mapping, others are converted on first use and kept.  Values are checked to be
+// finite on first use.  Nobody may write to these tensors: the mapping is read-only memory.
+// A tied model that holds an lm_head.weight of its own, different from the embedding, counts as untied:
+// the source's architecture() says which.
+// The source belongs to one thread at a time.  Throws UserError.
+std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::ScalarType dtype);
+
+// SHA-256 (hex) over the sorted "name shape dtype" lines of the tensors and the SHA-256 of each weight file: identifies
+// the base model that adapters belong to, whatever its directory is called.  Reads every weight file once a process.
+std::string base_model_hash(const std::string& model_dir);
+
+}  // namespace dms
