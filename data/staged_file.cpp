@@ -79,7 +79,7 @@ StagedFile::StagedFile(std::string path) : path_(std::move(path)), partial_path_
   if (path_.empty() || path_.back() == '/' || fs::is_directory(path_)) {
     throw UserError(path_, "cannot be written: a file name is expected, this is a directory");
   }
-  descriptor_ = ::open(partial_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  descriptor_ = ::open(partial_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
   if (descriptor_ < 0) throw_creation_error(path_, errno);
 }
 

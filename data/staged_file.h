@@ -26,7 +26,8 @@ class StagedFile {
   StagedFile& operator=(const StagedFile&) = delete;
 
   void write(std::string_view bytes);
-  // For libraries that write to a name themselves (HDF5): they truncate and fill this file, close it, then commit().
+  // For libraries that write to a name themselves (HDF5): they truncate and fill this file and close it; what write()
+  // gets after that follows it.
   const std::string& partial_path() const { return partial_path_; }
   void commit();  // flush, fsync, rename, fsync of the directory
 

@@ -9,6 +9,7 @@
 
 #include "data/sha256.h"
 #include "data/token_file_hdf5.h"
+#include "data/token_file_seal.h"
 #include "recipes/user_error.h"
 
 namespace dms {
@@ -123,9 +124,16 @@ nlohmann::json read_attribute(hid_t file, const char* name) {
   return value.substr(0, value.find('\0'));
 }
 
-herr_t collect_attribute(hid_t file, const char* name, const H5A_info_t*, void* attributes) {
-  (*static_cast<nlohmann::json*>(attributes))[name] = read_attribute(file, name);
-  return 0;
+// By name, not by iteration: HDF5 1.10.8 crashes when it iterates over a damaged attribute.
+nlohmann::json read_attributes(hid_t file) {
+  nlohmann::json attributes = nlohmann::json::object();
+  for (const char* name :
+       {"format", "version", "complete", "created_by", "created_utc", "vocab_size", "tokenizer_sha256", "tokenizer_name",
+        "chat_template_sha256", "template", "date_string", "bos_token_id", "eos_token_id", "pad_token_id", "num_tokens",
+        "num_documents", "tokens_sha256", "options_json"}) {
+    if (H5Aexists(file, name) > 0) attributes[name] = read_attribute(file, name);
+  }
+  return attributes;
 }
 
 class Hdf5TokenFile : public TokenFile {
@@ -133,9 +141,7 @@ class Hdf5TokenFile : public TokenFile {
   explicit Hdf5TokenFile(const std::string& path) : path_(path) {
     std::lock_guard lock(hdf5_mutex());
     open_file();
-    if (H5Aiterate2(file_, H5_INDEX_NAME, H5_ITER_INC, nullptr, collect_attribute, &attributes_) < 0) {
-      throw_damaged(path_, "its attributes cannot be read");
-    }
+    attributes_ = read_attributes(file_);
     // Both names, so that one damaged name does not turn our file into somebody else's.
     const bool foreign = !attributes_.contains("format") && !attributes_.contains("tokens_sha256");
     if (foreign && !has_link(file_, "tokens")) {
@@ -184,6 +190,7 @@ class Hdf5TokenFile : public TokenFile {
       throw UserError(path_, "does not exist", {"a token file is expected: make one with 'dms prepare'"});
     }
     if (std::filesystem::is_directory(path_)) throw UserError(path_, "is a directory; a token file is expected");
+    check_seal(path_);
     Hdf5Id access(H5Pcreate(H5P_FILE_ACCESS));
     H5Pset_file_locking(access, false, true);  // complete files never change, and some file systems cannot lock
     file_ = Hdf5Id(H5Fopen(path_.c_str(), H5F_ACC_RDONLY, access));
@@ -320,7 +327,7 @@ class Hdf5TokenFile : public TokenFile {
 
   std::string path_;
   Hdf5Id file_;
-  nlohmann::json attributes_ = nlohmann::json::object();
+  nlohmann::json attributes_;
   std::unique_ptr<Dataset> tokens_, loss_mask_;
   std::vector<int64_t> offsets_;
   int64_t vocab_size_ = 0;

@@ -12,8 +12,14 @@ herr_t keep_innermost(unsigned depth, const H5E_error2_t* error, void* text) {
 
 std::recursive_mutex& hdf5_mutex() {
   static std::recursive_mutex mutex;
-  static const herr_t silenced = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-  (void)silenced;
+  static const bool prepared = [] {
+    // Without this, HDF5 1.10.8 crashes at exit after a write failed on a full disk.  Every handle has an owner, so
+    // there is nothing left for it to clean up.
+    H5dont_atexit();
+    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+    return true;
+  }();
+  (void)prepared;
   return mutex;
 }
 

@@ -9,6 +9,7 @@
 
 #include "data/staged_file.h"
 #include "data/token_file_hdf5.h"
+#include "data/token_file_seal.h"
 #include "recipes/user_error.h"
 
 namespace dms {
@@ -249,6 +250,7 @@ void TokenFileWriter::finish() {
     state.loss_mask = {};
     if (!state.file.close()) checked(-1, state.path);
   }
+  state.staged.write(seal_of(state.staged.partial_path()));
   state.staged.commit();
 }
 
