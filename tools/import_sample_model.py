@@ -217,8 +217,8 @@ def tokenizer_config(metadata):
     }
 
 
-# Bytes that SmolLM2's vocabulary does not have.  None of them occurs in ordinary text: six control characters, the bytes
-# that UTF-8 never uses, and the lead bytes of the unassigned planes 4 to 11.  The reference tokenizer drops them.
+# Bytes that SmolLM2's vocabulary does not have.  None of them occurs in ordinary text: six control characters, the
+# bytes that UTF-8 never uses, the lead bytes of the unassigned planes 4 to 11.  The reference tokenizer drops them.
 BYTES_WITHOUT_TOKEN = {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)}
 
 
