@@ -1,4 +1,5 @@
-// Adapter files: adapters.safetensors + dms_config.json, everything a trained evictor is.
+// Adapter files: adapters.safetensors + dms_config.json, everything a trained evictor is.  The settings are in both,
+// typed in dms_config.json and as strings in the tensors' metadata, and must agree.
 //
 // Tensors (float32), i = 0..L-1:
 //   linear  model.layers.{i}.self_attn.dms_proj_alpha.weight       [G, D]   reads RMSNorm_a(residual before input_layernorm)
@@ -13,7 +14,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
 
 #include "checkpoints/safetensors.h"
@@ -40,10 +40,13 @@ struct AdapterFile {
   NamedTensors tensors;
 };
 
+// Writes both files into `dir`, which exists (a StagedDir's path(), so that they appear together).
 void write_adapter_file(const std::string& dir, const AdapterFile& file);
-// `dir`: an adapter sidecar, a checkpoint directory, or a run directory (its newest complete checkpoint).
-// Checks version, layers, shapes against `architecture`, and base_sha256 against `expected_base_sha256` unless empty.
-// Throws UserError.
+
+// `dir`: an adapter directory (adapters.safetensors and dms_config.json), a checkpoint directory, or a run directory
+// (its newest complete checkpoint).  Checks the version, that both files say the same, a checkpoint's manifest, every
+// layer's tensors and shapes against `architecture`, finiteness, and base_sha256 against `expected_base_sha256` unless
+// that is empty.  The tensors are copies, free to be written to.  Throws UserError.
 AdapterFile read_adapter_file(const std::string& dir, const Architecture& architecture,
                               const std::string& expected_base_sha256);
 
