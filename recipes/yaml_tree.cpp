@@ -34,6 +34,24 @@ size_t utf8_length(std::string_view text) {
   return overlong || beyond ? 0 : length;
 }
 
+std::string_view line_text(std::string_view yaml, int line) {
+  for (int i = 1; i < line; ++i) yaml.remove_prefix(std::min(yaml.size(), yaml.find('\n') + 1));
+  return yaml.substr(0, yaml.find('\n'));
+}
+
+bool is_indented_with_tab(std::string_view yaml, int line) {
+  const std::string_view text = line_text(yaml, line);
+  return text.substr(0, text.find_first_not_of(" \t")).find('\t') != std::string_view::npos;
+}
+
+// Line and column from 1; what yaml-cpp finds past the end of the file is at its last line's end.
+std::pair<int, int> inside(std::string_view yaml, const YAML::Mark& mark) {
+  while (yaml.ends_with('\n')) yaml.remove_suffix(1);
+  const int num_lines = 1 + static_cast<int>(std::count(yaml.begin(), yaml.end(), '\n'));
+  if (mark.line + 1 <= num_lines) return {mark.line + 1, mark.column + 1};
+  return {num_lines, static_cast<int>(line_text(yaml, num_lines).size()) + 1};
+}
+
 class TreeBuilder : public YAML::EventHandler {
  public:
   explicit TreeBuilder(std::string name) : name_(std::move(name)) {}
@@ -170,14 +188,18 @@ YamlNode::Pointer parse_yaml_tree(const std::string& name, std::string_view yaml
   check_characters(name, yaml);
   TreeBuilder builder(name);
   try {
-    std::istringstream stream{std::string(yaml)};
+    // yaml-cpp 0.7 accepts a quoted text that never ends when the file ends with a line break; so the file ends with
+    // an empty comment, which changes no other meaning.
+    std::istringstream stream(std::string(yaml) + "\n#");
     YAML::Parser parser(stream);
     while (parser.HandleNextDocument(builder)) {
     }
   } catch (const YAML::Exception& error) {
-    const std::string where =
-        error.mark.is_null() ? name : position(name, error.mark.line + 1, error.mark.column + 1);
-    throw UserError(where, "YAML syntax: " + error.msg);
+    if (error.mark.is_null()) throw UserError(name, "YAML syntax: " + error.msg);
+    const auto [line, column] = inside(yaml, error.mark);
+    std::vector<std::string> details;
+    if (is_indented_with_tab(yaml, line)) details.push_back("the line is indented with a tab; YAML wants spaces");
+    throw UserError(position(name, line, column), "YAML syntax: " + error.msg, details);
   }
   return builder.root() ? builder.root() : std::make_shared<YamlNode>();
 }

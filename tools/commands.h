@@ -1,0 +1,19 @@
+// The subcommands of `dms`.  Each add_* registers one on the program: its flags, help with an example, and the
+// action, which parses, makes one call and prints.  Exceptions travel to main, the only place that knows exit codes.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace dms {
+
+void add_prepare(CLI::App& program);
+void add_train(CLI::App& program);
+void add_eval(CLI::App& program);
+void add_export(CLI::App& program);
+void add_report(CLI::App& program);
+void add_inspect(CLI::App& program);
+void add_bench(CLI::App& program);
+
+}  // namespace dms
