@@ -59,7 +59,8 @@ std::vector<CheckpointDir> list_checkpoints(const std::string& run_dir) {
     int64_t step = -1;
     const auto [stop, parse_error] = std::from_chars(digits, end, step);
     // The name must be the one this program gives: that leaves out step-12.partial.4711 and step-12.
-    if (parse_error != std::errc() || stop != end || checkpoint_path(run_dir, step) != entry.path().string()) continue;
+    if (parse_error != std::errc() || stop != end || step < 0) continue;
+    if (checkpoint_path(run_dir, step) != entry.path().string()) continue;
     found.push_back({step, entry.path().string()});
   }
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.step > b.step; });
