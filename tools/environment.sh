@@ -4,9 +4,11 @@ DMS_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/dms-retrofit
 DMS_PREFIX=$DMS_CACHE/packages/root
 
 if [ -d "$DMS_PREFIX/usr" ]; then
-  dms_triplet=$(gcc -print-multiarch 2>/dev/null || uname -m)
+  dms_libraries=$DMS_PREFIX/usr/lib/$(gcc -print-multiarch 2>/dev/null || echo "$(uname -m)-linux-gnu")
+  export DMS_PREFIX  # tools/cmake/Dependencies.cmake asks for it
   export PATH="$DMS_PREFIX/usr/bin:$PATH"
-  export LD_LIBRARY_PATH="$DMS_PREFIX/usr/lib/$dms_triplet${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-  export PKG_CONFIG_PATH="$DMS_PREFIX/usr/lib/$dms_triplet/pkgconfig:$DMS_PREFIX/usr/share/pkgconfig${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
-  unset dms_triplet
+  export LD_LIBRARY_PATH="$dms_libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  export PKG_CONFIG_PATH="$dms_libraries/pkgconfig:$DMS_PREFIX/usr/share/pkgconfig${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
+  export CMAKE_PREFIX_PATH="$DMS_PREFIX/usr${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}"
+  unset dms_libraries
 fi

@@ -95,7 +95,9 @@ unpack_packages() {
   for deb in "$DMS_CACHE"/packages/debs/*.deb; do
     dpkg-deb -x "$deb" "$DMS_PREFIX"
   done
+  # Their pkg-config files name places below /usr.
   find "$DMS_PREFIX/usr" -name '*.pc' -type f -exec sed -i "s#=/usr#=$DMS_PREFIX/usr#" {} +
+  say "before you call cmake yourself, 'source tools/environment.sh'"
 }
 
 install_packages() {
@@ -163,7 +165,7 @@ once() {  # name, content, command...
 
 install_torch_alone() {
   say "installing torch $TORCH_VERSION without its dependencies (0.6 GB)"
-  pip_install --no-deps "torch==$TORCH_VERSION" "${TORCH_CPU_LIBRARIES[@]}"
+  pip_install --no-compile --no-deps "torch==$TORCH_VERSION" "${TORCH_CPU_LIBRARIES[@]}"
 }
 install_torch_with_dependencies() {
   say "installing torch $TORCH_VERSION with its dependencies (CUDA's libraries: 3 GB)"

@@ -1,4 +1,9 @@
 # The distribution's packages.  tools/setup.sh installs them; the names are Debian's.
+if(DEFINED ENV{DMS_PREFIX})
+  # Unpacked in the user's cache (tools/environment.sh): the libraries that these libraries need are there too, and only
+  # the old kind of run path is used for those.
+  target_link_options(dms_settings INTERFACE -Wl,--disable-new-dtags)
+endif()
 find_package(PkgConfig REQUIRED)
 find_package(yaml-cpp REQUIRED)
 find_package(CLI11 REQUIRED)
