@@ -80,8 +80,8 @@ WeightFiles open_shards(const fs::path& index_path) {
     std::vector<std::string> details = listed(missing);
     details.push_back("the download is not complete: fetch the missing files");
     throw UserError(where,
-                    std::to_string(missing.size()) + " of " + std::to_string(file_names.size()) +
-                        " weight files are missing:",
+                    "missing " + std::to_string(missing.size()) + " of " + std::to_string(file_names.size()) +
+                        " weight files:",
                     details);
   }
 
@@ -161,6 +161,7 @@ std::vector<std::string> check_tensors(const WeightFiles& weights, const Archite
     if (!expected_names.contains(name) && !name.ends_with(".rotary_emb.inv_freq")) unknown.push_back(name);
   }
 
+  const std::string of_all = " of the " + std::to_string(expected_names.size()) + " tensors";
   if (!missing.empty()) {
     std::vector<std::string> details = listed(missing);
     if (missing.front() == kHead) {
@@ -169,20 +170,18 @@ std::vector<std::string> check_tensors(const WeightFiles& weights, const Archite
     const std::string near = nearest_name(missing.front(), unknown);
     if (!near.empty()) details.push_back("the nearest name in the file is " + in_quotes(near));
     throw UserError(weights.index_path,
-                    std::to_string(missing.size()) + " of the " + std::to_string(expected_names.size()) +
-                        " tensors that config.json implies are missing:",
-                    details);
+                    "missing " + std::to_string(missing.size()) + of_all + " that config.json implies:", details);
   }
   if (!wrong_shape.empty()) {
     throw UserError(weights.index_path,
-                    std::to_string(wrong_shape.size()) + " tensors do not have the shapes that config.json implies:",
+                    "shapes other than config.json implies in " + std::to_string(wrong_shape.size()) + of_all + ":",
                     listed(wrong_shape));
   }
   if (!wrong_dtype.empty()) {
     std::vector<std::string> details = listed(wrong_dtype);
     details.push_back("expected F32, F16 or BF16: use the original, unquantised release of the model");
-    throw UserError(weights.index_path, std::to_string(wrong_dtype.size()) + " tensors are of an unsupported dtype:",
-                    details);
+    throw UserError(weights.index_path,
+                    "unsupported dtypes in " + std::to_string(wrong_dtype.size()) + of_all + ":", details);
   }
   return unknown;
 }
@@ -298,11 +297,19 @@ std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::Sca
     }
   }
   if (!unknown.empty()) {
-    std::fprintf(stderr, "warning: %s: %zu tensors that a %s model does not have are ignored:\n",
-                 weights.index_path.c_str(), unknown.size(), architecture.family.model_type.c_str());
+    std::fprintf(stderr, "warning: %s: unknown to a %s model, and ignored:\n", weights.index_path.c_str(),
+                 architecture.family.model_type.c_str());
     for (const std::string& line : listed(unknown)) std::fprintf(stderr, "  %s\n", in_quotes(line).c_str());
   }
   return std::make_unique<MappedWeights>(std::move(weights), std::move(architecture), dtype);
+}
+
+std::map<std::string, std::string> weight_map(const std::string& model_dir) {
+  std::map<std::string, std::string> files;
+  for (const auto& [tensor, file] : open_weight_files(model_dir).by_tensor) {
+    files[tensor] = fs::path(file->path()).filename().string();
+  }
+  return files;
 }
 
 std::string base_model_hash(const std::string& model_dir) {

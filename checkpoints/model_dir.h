@@ -2,6 +2,7 @@
 // A single model.safetensors wins over an index.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -21,6 +22,10 @@ Architecture read_architecture(const std::string& model_dir);
 // the source's architecture() says which.
 // The source belongs to one thread at a time.  Throws UserError.
 std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::ScalarType dtype);
+
+// Which file of the directory holds each tensor: tensor name -> file name.  Files are opened and their headers checked.
+// Throws UserError.
+std::map<std::string, std::string> weight_map(const std::string& model_dir);
 
 // SHA-256 (hex) over the sorted "name shape dtype" lines of the tensors and the SHA-256 of each weight file: identifies
 // the base model that adapters belong to, whatever its directory is called.  Reads every weight file once a process.

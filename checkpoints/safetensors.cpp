@@ -191,9 +191,9 @@ void check_layout(const std::string& path, const std::vector<SafetensorsEntry>& 
   }
   if (data_start + expected_begin < file_bytes) {
     throw UserError(path,
-                    "has " + std::to_string(file_bytes - data_start - expected_begin) + " bytes after the last tensor",
-                    {"expected the file to end at byte " + std::to_string(data_start + expected_begin) +
-                     ": it is damaged or not one file"});
+                    "the last tensor ends at byte " + std::to_string(data_start + expected_begin) +
+                        ", but the file at byte " + std::to_string(file_bytes),
+                    {"something was appended: copy the file again"});
   }
 }
 

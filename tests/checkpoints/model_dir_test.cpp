@@ -152,10 +152,14 @@ TEST_F(ModelDir, Qwen2BiasesAndQwen3NormsAreRead) {
 TEST_F(ModelDir, ShardsGiveTheSameWeightsAsOneFile) {
   const auto single = open_weights(dir(), at::kFloat);
   const at::Tensor down_proj = single->layer(1).down_proj, embedding = single->embedding();
-  shard();
+  const json index = shard();
   const auto sharded = open_weights(dir(), at::kFloat);
   EXPECT_TRUE(sharded->layer(1).down_proj.equal(down_proj));
   EXPECT_TRUE(sharded->embedding().equal(embedding));
+
+  std::map<std::string, std::string> expected;
+  for (const auto& item : index["weight_map"].items()) expected[item.key()] = item.value();
+  EXPECT_EQ(weight_map(dir()), expected);
 }
 
 TEST_F(ModelDir, ASingleFileWinsOverAnIndex) {

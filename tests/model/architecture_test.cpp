@@ -278,7 +278,7 @@ TEST(Architecture, BothGenerationsOfRopeKeysAreRead) {
   json with_theta = llama3;
   with_theta["rope_theta"] = 7.0;
 
-  EXPECT_EQ(rope({}).theta, 10000);
+  EXPECT_EQ(rope(json::object()).theta, 10000);
   EXPECT_EQ(rope({{"rope_theta", 5}}).theta, 5);
   EXPECT_EQ(rope({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 6.0}}}}).theta, 6);
   EXPECT_EQ(rope({{"rope_parameters", {{"rope_theta", 6.0}}}, {"rope_theta", 5}}).theta, 6);
@@ -343,7 +343,8 @@ TEST(Architecture, ConfigsThatCannotBeComputedAreRefusedByName) {
       {with(base, "intermediate_size", "(erase)"), "the key 'intermediate_size' is missing"},
       {with(base, "vocab_size", "(erase)"), "the key 'vocab_size' is missing"},
       {with(base, "num_attention_heads", "(erase)"), "the key 'num_attention_heads' is missing"},
-      {with(base, "num_attention_heads", 10), "'hidden_size' is 576, which 'num_attention_heads' (10) does not divide"},
+      {with(with(base, "num_attention_heads", 10), "num_key_value_heads", 5),
+       "'hidden_size' is 576, which 'num_attention_heads' (10) does not divide"},
       {with(base, "num_key_value_heads", 2), "'num_attention_heads' is 9 and 'num_key_value_heads' is 2"},
       {with(base, "num_key_value_heads", 18), "expected the second to divide the first"},
       {with(base, "head_dim", 63), "the head dimension is 63\n  expected an even number"},
