@@ -193,6 +193,23 @@ TEST(Schema, SaysWhereAndWhatIsWrongAndWhatWasExpected) {
   for (const ErrorCase& c : cases) EXPECT_EQ(error_of(c.yaml), c.message) << c.yaml;
 }
 
+TEST(Schema, BoundsAreInclusive) {
+  EXPECT_EQ(parse("trainer: {steps: 1, learning_rate: 0}").steps, 1);
+  EXPECT_EQ(parse("trainer: {steps: 1000000, learning_rate: 1.0}").steps, 1'000'000);
+  EXPECT_NE(error_of("trainer: {steps: 1000001}").find("out of range"), std::string::npos);
+  EXPECT_NE(error_of("trainer: {learning_rate: -1.0e-300}").find("out of range"), std::string::npos);
+  EXPECT_NE(error_of("trainer: {learning_rate: 1.0000000000000002}").find("out of range"), std::string::npos);
+}
+
+TEST(Schema, AnUnknownOptionGivenTwiceIsUnknownOnce) {
+  EXPECT_EQ(error_of("zoo: 1\nzoo: 2\n"),
+            "run.yaml: 2 problems\n"
+            "  run.yaml:1:1: unknown option 'zoo'\n"
+            "    options here: title, trainer, data\n"
+            "  run.yaml:2:1: 'zoo' is given twice\n"
+            "    first given at line 1: remove one");
+}
+
 TEST(Schema, ReportsAllProblemsTogetherInFileOrder) {
   EXPECT_EQ(error_of("trainer:\n  stepz: 3\n  learning_rate: fast\ndata:\n  trian: a\nmodle: x\n", {"trainer.steps=0"}),
             "run.yaml: 5 problems\n"
