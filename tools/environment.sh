@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts here, and by you where setup.sh says so: where the tools are when they could not be installed
 # for the whole machine.  setup.sh then unpacks the distribution's packages into the per-user cache.
 DMS_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/dms-retrofit

@@ -10,7 +10,7 @@ navigation and indexes go; prose and code stay.  The three projects repeat thems
 release notes list the same fixes again), and a passage that stands in both parts would make the held-out text easier
 than it is.  So release notes are left out, and each passage is kept only in the first document that has it.
 
-The same packages give the same files.  OUT is written aside and renamed.
+The same packages give the same files.  OUT is written aside and renamed; one made by this very script is left alone.
 """
 
 import argparse
@@ -354,8 +354,20 @@ def write_set(set_name, documents, out):
     return counts
 
 
+def script_sha256():
+    return hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()
+
+
+def is_complete(out):
+    """Whether `out` was made by this very script.  It is renamed into place when finished, so it is whole then."""
+    try:
+        return json.loads((out / "manifest.json").read_text())["script_sha256"] == script_sha256()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def make_sample(cache, out):
-    manifest = {"script_sha256": hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest(), "sets": {}}
+    manifest = {"script_sha256": script_sha256(), "sets": {}}
     for set_name, (packages, _) in SETS.items():
         with tempfile.TemporaryDirectory() as unpacked:
             deb = unpack(packages, cache, unpacked)
@@ -373,6 +385,9 @@ def main():
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="e.g. quickstart/text")
     arguments = parser.parse_args()
     out = arguments.out.absolute()
+    if is_complete(out):
+        print(f"{arguments.out}: already made")
+        return 0
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").exists():
         raise SourceMissing(f"{out} is not empty and was not made by this script; remove it or choose another --out")
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
