@@ -2,6 +2,7 @@
 
 #include <array>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
@@ -11,60 +12,76 @@
 namespace dms {
 namespace {
 
-// The step of one line, or -1 when the line is not a whole record.
-int64_t step_of(std::string_view line) {
-  const nlohmann::json record = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-  if (!record.is_object()) return -1;
-  const auto step = record.find("step");
-  if (step == record.end() || !step->is_number_integer()) return -1;
-  return step->get<int64_t>();
+using nlohmann::json;
+
+std::string metrics_path(const std::string& run_dir) { return run_dir + "/metrics.jsonl"; }
+
+// The complete lines of the file: what follows the last newline is torn, its writer was killed.
+std::vector<std::string_view> complete_lines(std::string_view text) {
+  std::vector<std::string_view> lines;
+  for (size_t newline = text.find('\n'); newline != std::string_view::npos; newline = text.find('\n')) {
+    lines.push_back(text.substr(0, newline));
+    text.remove_prefix(newline + 1);
+  }
+  return lines;
+}
+
+// Throws UserError for line `index` (from 0).
+json parse_line(const std::string& path, size_t index, std::string_view line) {
+  json record = json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!record.is_object() || !record.contains("step") || !record["step"].is_number_integer()) {
+    throw UserError(path + ":" + std::to_string(index + 1), "not a record of a training step",
+                    {"expected one JSON object with an integer 'step' on each line",
+                     "delete the line, or move the file away: training does not need it to resume"});
+  }
+  return record;
 }
 
 // Rewrites the file without the lines of steps that will be computed again.  Returns its path.
 std::string cut_back(const std::string& run_dir, int64_t resume_step) {
-  const std::string path = run_dir + "/metrics.jsonl";
+  const std::string path = metrics_path(run_dir);
   if (!std::filesystem::exists(path)) return path;
-  if (resume_step == 0) {
-    write_file(path, "");
-    return path;
-  }
-  const std::string text = read_file(path);
   std::string kept;
-  size_t begin = 0;
-  for (int64_t line_number = 1; begin < text.size(); ++line_number) {
-    const size_t newline = text.find('\n', begin);
-    if (newline == std::string::npos) break;  // torn: its writer was killed
-    const std::string_view line = std::string_view(text).substr(begin, newline - begin);
-    const int64_t step = step_of(line);
-    if (step < 0) {
-      throw UserError(path + ":" + std::to_string(line_number), "not a record of a training step",
-                      {"expected one JSON object with an integer 'step' on each line",
-                       "delete the line, or move the file away: training does not need it to resume"});
+  if (resume_step > 0) {
+    const std::string text = read_file(path);
+    const std::vector<std::string_view> lines = complete_lines(text);
+    for (size_t i = 0; i < lines.size(); ++i) {
+      if (parse_line(path, i, lines[i])["step"].get<int64_t>() < resume_step) kept.append(lines[i]).push_back('\n');
     }
-    if (step < resume_step) kept.append(line).push_back('\n');
-    begin = newline + 1;
+    if (kept.size() == text.size()) return path;
   }
-  if (kept.size() != text.size()) write_file(path, kept);
+  write_file(path, kept);
   return path;
 }
 
-std::string json_line(const StepMetrics& m) {
-  const nlohmann::ordered_json record = {
-      {"step", m.step},
-      {"loss", m.loss},
-      {"kl", m.kl},
-      {"compression_loss", m.compression_loss},
-      {"target_cr", m.target_cr},
-      {"eviction_rate", m.eviction_rate},
-      {"alpha_mean", m.alpha_mean},
-      {"grad_norm", m.grad_norm},
-      {"lr", m.lr},
-      {"tokens_per_s", m.tokens_per_s},
-      {"mfu", m.mfu},
-      {"peak_memory_bytes", m.peak_memory_bytes},
-      {"seconds", m.seconds},
-  };
+// The fields of a record by name, in the order in which they are written: visit(name, member).
+template <class Metrics, class Visit>
+void for_each_field(Metrics& m, const Visit& visit) {
+  visit("step", m.step);
+  visit("loss", m.loss);
+  visit("kl", m.kl);
+  visit("compression_loss", m.compression_loss);
+  visit("target_cr", m.target_cr);
+  visit("eviction_rate", m.eviction_rate);
+  visit("alpha_mean", m.alpha_mean);
+  visit("grad_norm", m.grad_norm);
+  visit("lr", m.lr);
+  visit("tokens_per_s", m.tokens_per_s);
+  visit("mfu", m.mfu);
+  visit("peak_memory_bytes", m.peak_memory_bytes);
+  visit("seconds", m.seconds);
+}
+
+std::string json_line(const StepMetrics& metrics) {
+  nlohmann::ordered_json record;
+  for_each_field(metrics, [&](const char* name, const auto& value) { record[name] = value; });
   return record.dump() + "\n";
+}
+
+void read_field(const json& value, int64_t& field) { field = value.get<int64_t>(); }
+
+void read_field(const json& value, double& field) {
+  field = value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
 }
 
 }  // namespace
@@ -91,6 +108,26 @@ void MetricsLog::append(const StepMetrics& m) {
       {"memory/peak_bytes", static_cast<double>(m.peak_memory_bytes)},
   }};
   tensorboard_.append(m.step, scalars);
+}
+
+std::vector<StepMetrics> read_metrics(const std::string& run_dir) {
+  const std::string path = metrics_path(run_dir);
+  std::vector<StepMetrics> steps;
+  if (!std::filesystem::exists(path)) return steps;
+  const std::string text = read_file(path);
+  const std::vector<std::string_view> lines = complete_lines(text);
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const json record = parse_line(path, i, lines[i]);
+    for_each_field(steps.emplace_back(), [&](const char* name, auto& field) {
+      try {
+        read_field(record.at(name), field);
+      } catch (const json::exception&) {
+        throw UserError(path + ":" + std::to_string(i + 1),
+                        "'" + std::string(name) + "' is missing or not a number");
+      }
+    });
+  }
+  return steps;
 }
 
 }  // namespace dms

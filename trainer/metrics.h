@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "trainer/append_file.h"
 #include "trainer/tensorboard.h"
@@ -41,5 +42,9 @@ class MetricsLog {
   AppendFile lines_;
   TensorBoardWriter tensorboard_;
 };
+
+// What `run_dir` has recorded so far, in order; null numbers read as NaN, a torn last line is ignored, a missing file is
+// an empty log.  Throws UserError when a line is not a record with all the fields above.
+std::vector<StepMetrics> read_metrics(const std::string& run_dir);
 
 }  // namespace dms

@@ -9,6 +9,7 @@
 #include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <tuple>
 #include <vector>
 
 #include "data/staged_file.h"
@@ -147,6 +148,41 @@ TEST_F(MetricsLogTest, ALineThatIsNoRecordIsReportedWithItsNumberAndTheFileLeftA
       EXPECT_EQ(error.problem(), "not a record of a training step");
     }
     EXPECT_EQ(contents(), before);
+  }
+}
+
+TEST_F(MetricsLogTest, WhatWasWrittenIsReadBackNullAsNan) {
+  {
+    MetricsLog log(run_dir_, 0);
+    log.append({.step = 0, .loss = 0.1 + 0.2, .peak_memory_bytes = int64_t{5} << 33, .seconds = 2.5});
+    log.append({.step = 1, .loss = std::nan("")});
+  }
+  append_raw("{\"step\":2,\"lo");
+  const std::vector<StepMetrics> steps = read_metrics(run_dir_);
+  ASSERT_EQ(steps.size(), 2u);
+  EXPECT_EQ(steps[0].loss, 0.1 + 0.2);
+  EXPECT_EQ(steps[0].peak_memory_bytes, int64_t{5} << 33);
+  EXPECT_EQ(steps[0].seconds, 2.5);
+  EXPECT_EQ(steps[1].step, 1);
+  EXPECT_TRUE(std::isnan(steps[1].loss));
+}
+
+TEST_F(MetricsLogTest, ReadingNamesTheLineAndTheFieldThatIsWrong) {
+  EXPECT_TRUE(read_metrics(run_dir_).empty());
+  write_steps(0, 0, 1);
+  const std::string good = contents();
+  for (const auto& [from, to, field] : std::vector<std::tuple<std::string, std::string, std::string>>{
+           {"\"kl\":0.0", "\"kl\":\"0\"", "kl"}, {"\"mfu\"", "\"mfuu\"", "mfu"}, {"bytes\":0", "bytes\":null", "peak_memory_bytes"}}) {
+    std::string bad = good;
+    ASSERT_NE(bad.find(from), std::string::npos) << from;
+    write_file(path(), good + bad.replace(bad.find(from), from.size(), to));
+    try {
+      read_metrics(run_dir_);
+      FAIL() << "accepted " << to;
+    } catch (const UserError& error) {
+      EXPECT_EQ(error.where(), path() + ":2");
+      EXPECT_EQ(error.problem(), "'" + field + "' is missing or not a number");
+    }
   }
 }
 
