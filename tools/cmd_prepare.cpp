@@ -1,0 +1,139 @@
+#include <CLI/CLI.hpp>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "data/prepare.h"
+#include "tools/commands.h"
+#include "tools/stop_signal.h"
+
+namespace dms {
+namespace {
+
+std::string with_thousands(int64_t number) {
+  std::string digits = std::to_string(number);
+  for (int at = static_cast<int>(digits.size()) - 3; at > 0; at -= 3) digits.insert(static_cast<size_t>(at), ",");
+  return digits;
+}
+
+// A bar that is redrawn on a terminal; elsewhere a line every few seconds, and none for a short job.
+class ProgressDisplay {
+ public:
+  ~ProgressDisplay() {
+    if (drawn_) std::fprintf(stderr, "\r\033[K");
+  }
+
+  void show(const PrepareProgress& progress) {
+    const Clock::time_point now = Clock::now();
+    if (progress.phase != phase_) {
+      phase_ = progress.phase;
+      phase_begin_ = now;
+    }
+    if (now - last_shown_ < (is_terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(5000))) return;
+    last_shown_ = now;
+    const double share = progress.total_bytes == 0 ? 1.0 : static_cast<double>(progress.done_bytes) / static_cast<double>(progress.total_bytes);
+    char figures[160];
+    std::snprintf(figures, sizeof figures, "%3.0f%%  %.1f of %.1f MB%s", 100 * share, megabytes(progress.done_bytes),
+                  megabytes(progress.total_bytes), speed(progress, now).c_str());
+    if (is_terminal_) {
+      constexpr int kWidth = 24;
+      const auto filled = static_cast<size_t>(std::clamp(share, 0.0, 1.0) * kWidth);
+      std::fprintf(stderr, "\r%-10s [%s%s] %s\033[K", name(), std::string(filled, '#').c_str(),
+                   std::string(kWidth - filled, '.').c_str(), figures);
+      drawn_ = true;
+    } else {
+      std::fprintf(stderr, "%s %s\n", name(), figures);
+    }
+    std::fflush(stderr);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  static double megabytes(uint64_t bytes) { return static_cast<double>(bytes) / 1e6; }
+
+  const char* name() const {
+    switch (phase_) {
+      case PrepareProgress::Phase::kReading: return "reading";
+      case PrepareProgress::Phase::kTokenizing: return "tokenizing";
+      case PrepareProgress::Phase::kWriting: return "writing";
+    }
+    return "";
+  }
+
+  std::string speed(const PrepareProgress& progress, Clock::time_point now) const {
+    const double seconds = std::chrono::duration<double>(now - phase_begin_).count();
+    const double done = megabytes(progress.done_bytes - progress.resumed_bytes);
+    if (seconds < 0.5 || done <= 0) return "";
+    const auto left = static_cast<int64_t>(megabytes(progress.total_bytes - progress.done_bytes) / (done / seconds));
+    char text[80];
+    std::snprintf(text, sizeof text, "  %.1f MB/s  ETA %lld:%02lld:%02lld", done / seconds,
+                  static_cast<long long>(left / 3600), static_cast<long long>(left / 60 % 60),
+                  static_cast<long long>(left % 60));
+    return text;
+  }
+
+  const bool is_terminal_ = isatty(STDERR_FILENO) != 0;
+  bool drawn_ = false;
+  PrepareProgress::Phase phase_ = PrepareProgress::Phase::kReading;
+  Clock::time_point phase_begin_ = Clock::now(), last_shown_ = Clock::now();
+};
+
+void run_prepare(const PrepareOptions& options) {
+  catch_stop_signals();
+  PrepareResult result;
+  {
+    ProgressDisplay display;
+    result = prepare(options, stop_requested, [&](const PrepareProgress& progress) { display.show(progress); });
+  }
+  std::printf("%s: %s tokens in %s documents from %s files\n", options.out.c_str(),
+              with_thousands(result.num_tokens).c_str(), with_thousands(result.num_documents).c_str(),
+              with_thousands(result.num_sources).c_str());
+  if (result.num_resumed_units > 0) {
+    std::printf("  %s of %s parts were done by an earlier run\n", with_thousands(result.num_resumed_units).c_str(),
+                with_thousands(result.num_units).c_str());
+  }
+  if (result.num_short_documents > 0) {
+    std::printf("  %s documents left out: shorter than %s tokens\n",
+                with_thousands(result.num_short_documents).c_str(),
+                with_thousands(std::max<int64_t>(1, options.min_tokens)).c_str());
+  }
+  if (result.num_repaired_documents > 0) {
+    std::printf("  %s documents were not valid UTF-8: the invalid parts became U+FFFD\n",
+                with_thousands(result.num_repaired_documents).c_str());
+  }
+}
+
+}  // namespace
+
+void add_prepare(CLI::App& program) {
+  auto options = std::make_shared<PrepareOptions>();
+  options->created_by = "dms " DMS_VERSION;
+  CLI::App* command = program.add_subcommand("prepare", "Turn text into a token file to train and evaluate on.");
+  command->add_option("--tokenizer", options->tokenizer_dir, "Directory with the model's tokenizer.json")
+      ->required()
+      ->type_name("DIR");
+  command->add_option("--out", options->out, "The HDF5 token file to write")->required()->type_name("FILE.h5");
+  command->add_option("inputs", options->inputs,
+                      "Text files (one document each), .jsonl files (one {\"text\": ...} a line), directories of them")
+      ->required()
+      ->type_name("INPUT...");
+  command->add_option("--jobs", options->jobs, "Threads (default: one a processor)")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024));
+  command->add_flag("--append-eos", options->append_eos, "End each document with the EOS token");
+  command->add_option("--min-tokens", options->min_tokens, "Leave out documents with fewer tokens")
+      ->type_name("N")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  command->add_flag("--force", options->force, "Replace an existing output file");
+  command->footer(
+      "Example:\n  dms prepare --tokenizer model --out train.h5 text/train more.jsonl\n\n"
+      "Interrupted, it keeps its finished parts in FILE.h5.parts/; the same command goes on from there.");
+  command->callback([options] { run_prepare(*options); });
+}
+
+}  // namespace dms
