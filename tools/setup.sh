@@ -96,7 +96,7 @@ unpack_packages() {
     dpkg-deb -x "$deb" "$DMS_PREFIX"
   done
   # Their pkg-config files name places below /usr.
-  find "$DMS_PREFIX/usr" -name '*.pc' -type f -exec sed -i "s#=/usr#=$DMS_PREFIX/usr#" {} +
+  find "$DMS_PREFIX/usr" -name '*.pc' -type f -exec sed -i -E "s#(=|-I|-L)/usr#\\1$DMS_PREFIX/usr#g" {} +
   say "before you call cmake yourself, 'source tools/environment.sh'"
 }
 
@@ -146,10 +146,12 @@ print(sys._base_executable if inside else sys.executable)' "$DMS_CACHE")
   at_least "$python" "$python_version" 3.11
 }
 
-python_has_torch() {
-  "$python" -c "import importlib.metadata as m, sys
-try: sys.exit(m.version('torch').split('+')[0] != '$TORCH_VERSION')
-except m.PackageNotFoundError: sys.exit(1)"
+# Prints the directory from which $python imports a torch of the right version; nothing if it has none.
+torch_of_python() {
+  "$python" -c "import importlib.metadata as m
+try: torch = m.distribution('torch')
+except m.PackageNotFoundError: raise SystemExit
+if torch.version.split('+')[0] == '$TORCH_VERSION': print(torch.locate_file(''))"
 }
 
 pip_install() { "$venv/bin/python3" -m pip install --quiet --progress-bar off --disable-pip-version-check --no-input "$@"; }
@@ -171,6 +173,10 @@ install_torch_with_dependencies() {
   say "installing torch $TORCH_VERSION with its dependencies (CUDA's libraries: 3 GB)"
   pip_install "torch==$TORCH_VERSION"
 }
+share_packages() {
+  say "using the torch $TORCH_VERSION in $1"
+  echo "$1" >"$venv/lib/python$python_version/site-packages/shared-torch.pth"
+}
 install_requirements() {
   say "installing Python packages: $(grep -hv '^[#-]' "$1" | tr '\n' ' ')"
   pip_install -r "$1"
@@ -178,22 +184,21 @@ install_requirements() {
 
 install_python() {
   find_python
-  local full=no options=() suffix="" given_torch=${TORCH_ROOT:-${Torch_DIR:-}}
+  local full=no suffix="" shared given_torch=${TORCH_ROOT:-${Torch_DIR:-}}
   if [ "$reference" = yes ] || has_gpu; then full=yes; fi
-  if python_has_torch; then
-    options=(--system-site-packages)
-    suffix=-shared
-  fi
+  shared=$(torch_of_python)
+  [ -z "$shared" ] || suffix=-shared
   venv=$DMS_CACHE/venv-py$python_version-torch$TORCH_VERSION$suffix
   mkdir -p "$DMS_CACHE"
   exec 9>"$DMS_CACHE/lock"
   flock 9
   if [ ! -x "$venv/bin/python3" ] || [ ! -d "$venv/lib" ]; then
     say "making $venv"
-    "$python" -m venv "${options[@]}" "$venv"
+    "$python" -m venv "$venv"
   fi
-  if [ -n "$suffix" ]; then
-    :  # torch comes from the python underneath
+  if [ -n "$shared" ]; then
+    # Behind the environment's own packages, so that those of the versions wanted here win.
+    once torch-shared "$shared" share_packages "$shared"
   elif [ "$full" = yes ] && { [ "$reference" = yes ] || [ -z "$given_torch" ]; }; then
     once torch-full "$TORCH_VERSION" install_torch_with_dependencies
   elif [ -z "$given_torch" ] && [ ! -e "$venv/dms-torch-full" ]; then
