@@ -17,6 +17,7 @@ namespace {
 constexpr int exit_done = 0, exit_failed = 1, exit_wrong_input = 2, exit_interrupted = 3;
 
 void add_commands(CLI::App& program) {
+  add_export(program);
 }
 
 void complain(const CLI::App& program, const std::string& message) {

@@ -17,6 +17,9 @@ LONG_AGO = -(2**30)
 # Prefill runs over blocks of queries, so that masks stay small: at most this many queries and mask elements a block.
 BLOCK_TOKENS = 256
 BLOCK_ELEMENTS = 2**24
+# Where decoding goes head by head over the rows as they lie. Elsewhere it copies them into a rectangle first: one large
+# operation instead of many small ones, and no waiting for the device to say how many rows each head has.
+HEAD_BY_HEAD_DEVICES = ("cpu",)
 
 
 class DmsCacheLayer(CacheLayerMixin):
@@ -159,6 +162,19 @@ class DmsCacheLayer(CacheLayerMixin):
 
     def _attend_stored(self, query, scaling):
         """Attention of the token just appended: everything stored is visible to it. query [N, R, 1, d]."""
+        if self.device.type in HEAD_BY_HEAD_DEVICES:
+            outputs = []
+            for head_query, start, count in zip(query, self.start.tolist(), self.count.tolist()):
+                rows = slice(start, start + count)
+                outputs.append(
+                    scaled_dot_product_attention(
+                        head_query.view(1, 1, -1, query.shape[3]),
+                        self.keys[None, None, rows],
+                        self.values[None, None, rows],
+                        scale=scaling,
+                    )
+                )
+            return torch.cat(outputs, 0).transpose(1, 2)
         keys, values, live = self._gather()
         output = scaled_dot_product_attention(
             query.transpose(1, 2), keys[:, None], values[:, None], attn_mask=live[:, None, None], scale=scaling

@@ -1,0 +1,536 @@
+"""Exported models against a dense float64 reference, through transformers as users load them.
+
+Usage: export_hf_reference.py PATH_TO_DMS [unittest arguments]
+
+Tiny Llama, Qwen2 and Qwen3 models with random adapters are written as sidecars, exported by `dms export --to hf`, and
+loaded with AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True).
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+TEMPORARY = tempfile.mkdtemp(prefix="dms-export-")
+os.environ["HF_MODULES_CACHE"] = os.path.join(TEMPORARY, "modules")  # read when transformers is imported
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
+
+from dms_dense import dense_logits  # noqa: E402
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+PROGRAM = None  # set by main
+
+SIZES = dict(
+    hidden_size=48, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, intermediate_size=64,
+    vocab_size=97, max_position_embeddings=4096, tie_word_embeddings=True, initializer_range=0.3,
+    bos_token_id=None, eos_token_id=None, pad_token_id=0, rms_norm_eps=1e-5,
+)  # fmt: skip
+FAMILIES = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        rope_parameters=dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0,
+                             high_freq_factor=4.0, original_max_position_embeddings=32), **SIZES)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+        rope_parameters=dict(rope_type="default", rope_theta=1000.0), **SIZES)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
+        rope_parameters=dict(rope_type="default", rope_theta=1000.0), head_dim=16, **SIZES)),
+}  # fmt: skip
+HEAD_DIM = {"llama": 8, "qwen2": 8, "qwen3": 16}
+
+
+def make_base(family, path):
+    """A random base model whose biases and norms are far from their initial zeros and ones, saved by transformers."""
+    model = FAMILIES[family]()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+            elif name.endswith(".bias"):
+                parameter.copy_(torch.randn_like(parameter))
+    model.save_pretrained(path)
+    vocabulary = {chr(33 + i): i for i in range(90)} | {f"<{i}>": i for i in range(90, 97)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(os.path.join(path, "tokenizer.json"))
+    with open(os.path.join(path, "tokenizer_config.json"), "w") as file:
+        json.dump({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "!"}, file)
+
+
+def base_hash(path):
+    """The identity of a base model of one weight file, as checkpoints/model_dir.h defines it."""
+    file = os.path.join(path, "model.safetensors")
+    with open(file, "rb") as stream:
+        data = stream.read()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header.pop("__metadata__", None)
+    lines = "".join(f"{name} {entry['dtype']} {entry['shape']}\n" for name, entry in sorted(header.items()))
+    lines += hashlib.sha256(data).hexdigest() + "\n"
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def make_sidecar(family, path, base, adapter, rank=0, bias="per_head", **settings):
+    """Random adapters that evict about half of the tokens."""
+    layers, kv_heads, width = SIZES["num_hidden_layers"], SIZES["num_key_value_heads"], SIZES["hidden_size"]
+    group = SIZES["num_attention_heads"] // kv_heads
+    tensors = {}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}.self_attn."
+        if adapter == "linear":
+            tensors[prefix + "dms_proj_alpha.weight"] = torch.randn(kv_heads, width) * 0.02
+            tensors[prefix + "dms_proj_alpha_norm.weight"] = 1 + 0.3 * torch.randn(width)
+            name = "dms_proj_alpha.bias"
+        else:
+            name = "dms_neuron.bias"
+            if rank == 0:
+                tensors[prefix + "dms_neuron.weight"] = torch.randn(kv_heads, width) * 0.02
+            else:
+                tensors[prefix + "dms_neuron.lora_A.weight"] = torch.randn(rank, width) * 0.2
+                tensors[prefix + "dms_neuron.lora_B.weight"] = torch.randn(kv_heads, rank) * 0.1
+            head = torch.arange(kv_heads) * group + torch.randint(group, (kv_heads,))
+            channel = torch.randint(HEAD_DIM[family], (kv_heads,))
+            tensors[prefix + "dms_neuron.index"] = torch.stack([head, channel], 1)
+        if bias == "per_head":
+            tensors[prefix + name] = torch.randn(kv_heads) * 3 + 5
+    config = dict(
+        format="dms-adapters", version=1, adapter=adapter, bias=bias, rank=rank, alpha_scale=100.0, alpha_offset=5.0,
+        window=6, decision_shift=1, zero_after_rope=False, attend_across_documents=True, target_cr=4.0, step=10,
+        sequence_length=64, base_model="tiny", base_sha256=base_hash(base), recipe_sha256="", created_by="test",
+    ) | settings  # fmt: skip
+    os.makedirs(path)
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in config.items()}
+    metadata |= {key: f"{value:g}" for key, value in config.items() if isinstance(value, float)}
+    save_file(tensors, os.path.join(path, "adapters.safetensors"), metadata)
+    with open(os.path.join(path, "dms_config.json"), "w") as file:
+        json.dump(config, file)
+    return config
+
+
+def run_export(*arguments):
+    return subprocess.run([PROGRAM, "export", *arguments], capture_output=True, text=True)
+
+
+class Export:
+    """A base model, a sidecar and the directory exported from them, with the dense reference beside it.
+
+    `overrides`: DMS settings set at loading, for values that the trainer does not offer but the model code handles.
+    """
+
+    def __init__(self, name, family, seed=0, overrides=None, **sidecar):
+        torch.manual_seed(seed)
+        root = os.path.join(TEMPORARY, name)
+        self.base, self.sidecar, self.path = (os.path.join(root, part) for part in ("base", "sidecar", "export"))
+        os.makedirs(self.base)
+        make_base(family, self.base)
+        self.dms = make_sidecar(family, self.sidecar, self.base, **sidecar)
+        self.overrides = {f"dms_{key}": value for key, value in (overrides or {}).items()}
+        self.dms |= overrides or {}
+        done = run_export("--run", self.sidecar, "--model", self.base, "--to", "hf", "--out", self.path)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+        with open(os.path.join(self.path, "config.json")) as file:
+            self.config = json.load(file)
+        self.weights = load_file(os.path.join(self.base, "model.safetensors"))
+        self.weights |= load_file(os.path.join(self.sidecar, "adapters.safetensors"))
+        self.model = self.load()
+
+    def load(self, **options):
+        options.setdefault("dtype", torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            self.path, trust_remote_code=True, **self.overrides, **options
+        )
+        return model.eval()
+
+    def dense(self, tokens, evict=True):
+        return dense_logits(self.config, self.dms, self.weights, tokens, evict)
+
+
+def random_tokens(*shape, seed=1):
+    return torch.randint(1, SIZES["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+
+
+def cache_module(model):
+    """The exported cache_dms.py as the model imported it."""
+    return sys.modules[type(model).__module__.rsplit(".", 1)[0] + ".cache_dms"]
+
+
+VARIANTS = {
+    "llama-linear": dict(family="llama", adapter="linear"),
+    "llama-linear-shift-0": dict(family="llama", adapter="linear", decision_shift=0, bias="none"),
+    "llama-linear-shift-3": dict(family="llama", adapter="linear", overrides=dict(decision_shift=3)),
+    "llama-linear-window-0": dict(family="llama", adapter="linear", overrides=dict(window=0)),
+    "llama-neuron": dict(family="llama", adapter="neuron"),
+    "llama-neuron-rank-3": dict(family="llama", adapter="neuron", rank=3, zero_after_rope=True),
+    "qwen2-linear": dict(family="qwen2", adapter="linear"),
+    "qwen2-neuron": dict(family="qwen2", adapter="neuron", bias="none"),
+    "qwen3-linear": dict(family="qwen3", adapter="linear"),
+    "qwen3-neuron": dict(family="qwen3", adapter="neuron", zero_after_rope=True),
+    "qwen3-neuron-rank-1": dict(family="qwen3", adapter="neuron", rank=1, decision_shift=0),
+}
+
+
+def for_every_export(test):
+    """Runs a test once per variant, without gradients and with prefill blocks far shorter than the inputs."""
+
+    @functools.wraps(test)
+    def run(self):
+        for name, export in self.exports.items():
+            with self.subTest(name), torch.no_grad():
+                cache_module(export.model).BLOCK_TOKENS = 16
+                test(self, export)
+
+    return run
+
+
+class ExportedModel(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.exports = {name: Export(name, **options) for name, options in VARIANTS.items()}
+
+    def assert_near(self, actual, expected, tolerance=1e-4):
+        self.assertEqual(actual.shape, expected.shape)
+        error = (actual.double() - expected.double()).abs().max().item()
+        self.assertLessEqual(error, tolerance)  # false for NaN
+
+    @for_every_export
+    def test_one_pass_equals_the_dense_reference(self, export):
+        tokens = random_tokens(2, 53)
+        export.model.dms_record = True
+        logits = export.model(tokens, use_cache=False).logits
+        for row in range(2):
+            expected, eviction_logits = export.dense(tokens[row].tolist())
+            # The comparison means something only if decisions are mixed and none of them is a near-tie.
+            reference = torch.stack(eviction_logits)
+            self.assertGreater(reference.abs().min().item(), 2e-3)
+            rate = (reference > 0).double().mean().item()
+            self.assertTrue(0.2 < rate < 0.8, rate)
+            for layer, expected_layer in enumerate(eviction_logits):
+                self.assert_near(export.model.dms_logits[layer][row], expected_layer, 1e-3)
+            self.assert_near(logits[row], expected)
+            self.assertGreater((logits[row] - export.dense(tokens[row].tolist(), False)[0]).abs().max(), 0.1)
+        export.model.dms_record = False
+
+    @for_every_export
+    def test_eviction_off_is_the_base_model(self, export):
+        tokens = random_tokens(2, 40)
+        base = transformers.AutoModelForCausalLM.from_pretrained(export.base, dtype=torch.float32)
+        export.model.dms_eviction = False
+        self.assert_near(export.model(tokens).logits, base(tokens).logits, 1e-5)
+        export.model.dms_eviction = True
+        off = export.load(dms_eviction=False)
+        self.assert_near(off(tokens).logits, base(tokens).logits, 1e-5)
+
+    @for_every_export
+    def test_decoding_and_chunked_prefill_equal_one_pass(self, export):
+        tokens = random_tokens(2, 61)
+        model = export.model
+        expected = model(tokens, use_cache=False).logits
+        for devices in (("cpu",), ()):  # head by head, and through rectangles as on a GPU
+            cache_module(model).HEAD_BY_HEAD_DEVICES = devices
+            for splits in ([1] * 61, [20] + [1] * 41, [7] * 8 + [5], [40, 1, 1, 16, 3], [61]):
+                cache, logits = None, []
+                for part in tokens.split(splits, 1):
+                    output = model(part, past_key_values=cache, use_cache=True)
+                    cache = output.past_key_values
+                    logits.append(output.logits)
+                self.assert_near(torch.cat(logits, 1), expected)
+                self.assertEqual(cache.get_seq_length(), 61)
+
+    @for_every_export
+    def test_cache_holds_exactly_the_live_tokens(self, export):
+        tokens = random_tokens(1, 50)
+        _, eviction_logits = export.dense(tokens[0].tolist())
+        window, shift = export.dms["window"], export.dms["decision_shift"]
+        expected = []
+        for logit in eviction_logits:
+            gone = logit[:, shift:] > 0
+            far = torch.arange(gone.shape[1]) < 49 - window
+            expected.append((50 - (gone & far).sum(1)).tolist())
+        for splits in ([50], [1] * 50, [23, 1, 1, 25]):
+            cache = None
+            for part in tokens.split(splits, 1):
+                cache = export.model(part, past_key_values=cache, use_cache=True).past_key_values
+            self.assertEqual([layer.count.tolist() for layer in cache.layers], expected)
+        head_dim = cache.layers[0].keys.shape[1]
+        memory = cache.kv_memory()
+        self.assertEqual(memory["live_bytes"], sum(map(sum, expected)) * 2 * 4 * head_dim)
+        self.assertEqual(memory["dense_bytes"], 50 * 2 * 2 * 2 * 4 * head_dim)
+
+    @for_every_export
+    def test_left_padded_batch_equals_single_rows(self, export):
+        rows = [random_tokens(1, n, seed=n) for n in (45, 30, 1)]
+        steps = random_tokens(3, 12, seed=5)
+        length = 45
+        tokens = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0)) for row in rows])
+        mask = torch.stack([(torch.arange(length) >= length - row.shape[1]).long() for row in rows])
+        for chunk in (45, 11):
+            cache, logits = None, []
+            for begin in range(0, length, chunk):
+                part = slice(begin, min(begin + chunk, length))
+                output = export.model(
+                    tokens[:, part], attention_mask=mask[:, : part.stop], past_key_values=cache, use_cache=True
+                )
+                cache = output.past_key_values
+                logits.append(output.logits)
+            for i in range(12):
+                seen = torch.cat([mask, torch.ones(3, i + 1, dtype=torch.int64)], 1)
+                output = export.model(steps[:, i : i + 1], attention_mask=seen, past_key_values=cache)
+                logits.append(output.logits)
+            logits = torch.cat(logits, 1)
+            self.assertTrue(torch.isfinite(logits).all())
+            for row, prompt in enumerate(rows):
+                single = export.model(torch.cat([prompt, steps[row : row + 1]], 1), use_cache=False).logits
+                self.assert_near(logits[row : row + 1, length - prompt.shape[1] :], single)
+
+    def test_prefill_by_single_padded_tokens(self):
+        export = self.exports["llama-linear"]
+        rows = [random_tokens(1, n, seed=n) for n in (20, 13)]
+        tokens = torch.cat([torch.nn.functional.pad(row, (20 - row.shape[1], 0)) for row in rows])
+        mask = torch.stack([(torch.arange(20) >= 20 - row.shape[1]).long() for row in rows])
+        with torch.no_grad():
+            cache, logits = None, []
+            for i in range(20):
+                output = export.model(
+                    tokens[:, i : i + 1], attention_mask=mask[:, : i + 1], past_key_values=cache, use_cache=True
+                )
+                cache = output.past_key_values
+                logits.append(output.logits)
+            logits = torch.cat(logits, 1)
+            for row, prompt in enumerate(rows):
+                expected = export.model(prompt, use_cache=False).logits
+                self.assert_near(logits[row : row + 1, 20 - prompt.shape[1] :], expected)
+
+    @for_every_export
+    def test_selecting_sequences_carries_the_whole_state(self, export):
+        tokens, steps = random_tokens(3, 30), random_tokens(4, 15, seed=9)
+        for order, select in (
+            ([2, 0, 0], lambda cache: cache.reorder_cache(torch.tensor([2, 0, 0]))),
+            ([0, 2], lambda cache: cache.batch_select_indices(torch.tensor([0, 2]))),
+            ([1], lambda cache: cache.batch_select_indices(torch.tensor([False, True, False]))),
+            ([0, 0, 1, 1, 2, 2], lambda cache: cache.batch_repeat_interleave(2)),
+        ):
+            cache = export.model(tokens, use_cache=True).past_key_values
+            select(cache)
+            following = steps[torch.arange(len(order)) % 4]
+            logits = [
+                export.model(following[:, i : i + 1], past_key_values=cache).logits for i in range(15)
+            ]
+            expected = export.model(torch.cat([tokens[order], following], 1), use_cache=False).logits
+            self.assert_near(torch.cat(logits, 1), expected[:, 30:])
+
+    @for_every_export
+    def test_greedy_generation_follows_the_dense_reference(self, export):
+        prompt = random_tokens(1, 20)
+        generated = export.model.generate(prompt, max_new_tokens=20, do_sample=False)[0].tolist()
+        self.assertEqual(generated[:20], prompt[0].tolist())
+        logits, _ = export.dense(generated[:-1])
+        top = logits[19:].topk(2).values
+        self.assertGreater((top[:, 0] - top[:, 1]).min().item(), 1e-3)
+        self.assertEqual(generated[20:], logits[19:].argmax(-1).tolist())
+        for options in (dict(use_cache=False), dict(prefill_chunk_size=7)):
+            again = export.model.generate(prompt, max_new_tokens=20, do_sample=False, **options)[0].tolist()
+            self.assertEqual(again, generated)
+
+    def test_beam_search_equals_dense_beams(self):
+        prompt, beams, steps = random_tokens(1, 18)[0].tolist(), 3, 8
+        for name in ("llama-linear", "qwen3-neuron"):
+            export = self.exports[name]
+            kept = [(0.0, prompt)]
+            for _ in range(steps):
+                grown = []
+                for score, tokens in kept:
+                    log_probs = export.dense(tokens)[0][-1].log_softmax(-1)
+                    grown += [(score + p, tokens + [i]) for i, p in enumerate(log_probs.tolist())]
+                kept = sorted(grown, reverse=True)[:beams]
+            generated = export.model.generate(
+                torch.tensor([prompt]), max_new_tokens=steps, num_beams=beams, num_return_sequences=beams,
+                do_sample=False,
+            )  # fmt: skip
+            self.assertEqual(generated.tolist(), [tokens for _, tokens in kept])
+
+    def test_several_samples_of_one_prompt(self):
+        export = self.exports["llama-linear"]
+        torch.manual_seed(0)
+        generated = export.model.generate(
+            random_tokens(2, 20), max_new_tokens=12, do_sample=True, num_return_sequences=3
+        )
+        self.assertEqual(generated.shape, (6, 32))
+        self.assertGreater(len({tuple(row) for row in generated.tolist()}), 2)
+
+    @for_every_export
+    def test_conversation_continues_from_its_cache(self, export):
+        cache = None
+        history = random_tokens(1, 14)
+        for turn in range(3):
+            with torch.inference_mode(turn == 1):  # a cache may cross over
+                output = export.model.generate(
+                    history, max_new_tokens=9, do_sample=False, past_key_values=cache, return_dict_in_generate=True
+                )
+            fresh = export.model.generate(history, max_new_tokens=9, do_sample=False)
+            self.assertEqual(output.sequences.tolist(), fresh.tolist())
+            cache = output.past_key_values
+            history = torch.cat([output.sequences.clone(), random_tokens(1, 11, seed=20 + turn)], 1)
+
+    def test_an_empty_foreign_cache_is_replaced_and_a_filled_one_refused(self):
+        export = self.exports["llama-linear"]
+        tokens = random_tokens(1, 20)
+        expected = export.model.generate(tokens, max_new_tokens=5, do_sample=False)
+        cache = transformers.DynamicCache()
+        for options in ({}, {"prefill_chunk_size": 6}):
+            generated = export.model.generate(
+                tokens, max_new_tokens=5, do_sample=False, past_key_values=transformers.DynamicCache(), **options
+            )
+            self.assertEqual(generated.tolist(), expected.tolist())
+        cache.update(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8), 0)
+        with self.assertRaisesRegex(ValueError, "only from its own cache, not from a filled DynamicCache"):
+            export.model(tokens, past_key_values=cache)
+
+    def test_what_is_refused_says_so(self):
+        export = self.exports["llama-linear"]
+        model, tokens = export.model, random_tokens(2, 10)
+        right, interior = torch.ones(2, 10), torch.ones(2, 10)
+        right[1, 7:] = 0
+        interior[0, 4] = 0
+        for mask in (right, interior):
+            with self.assertRaisesRegex(ValueError, "left padding only"):
+                model(tokens, attention_mask=mask)
+        with self.assertRaisesRegex(ValueError, r"expected shape \(2, 10\), got \(2, 4\)"):
+            model(tokens, attention_mask=torch.ones(2, 4))
+        with self.assertRaisesRegex(ValueError, "output_attentions is not supported"):
+            model(tokens, output_attentions=True)
+        with self.assertRaisesRegex(ValueError, "count up by one"):
+            model(tokens, position_ids=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]]))
+        with self.assertRaisesRegex(ValueError, "leave it unset"):
+            model.generate(tokens, max_new_tokens=2, cache_implementation="static")
+        cache = model(tokens).past_key_values
+        with self.assertRaisesRegex(NotImplementedError, "cannot be cropped"):
+            cache.crop(5)
+        with self.assertRaisesRegex(ValueError, "holds 2 sequences, but the input has 1"):
+            model(tokens[:1], past_key_values=cache)
+        with self.assertRaisesRegex(ValueError, "assisted generation is not supported"):
+            model.generate(tokens[:1], max_new_tokens=4, prompt_lookup_num_tokens=2)
+
+    def test_allocated_memory_follows_live_memory(self):
+        # Long enough that most tokens are past the window, and driven both ways through the growth of the pools.
+        export = self.exports["llama-linear"]
+        tokens = random_tokens(2, 1024, seed=3)
+        for prefill in (1024, 900):
+            with torch.no_grad():
+                cache = export.model(tokens[:, :prefill], use_cache=True).past_key_values
+                for i in range(prefill, 1024):
+                    export.model(tokens[:, i : i + 1], past_key_values=cache)
+            memory = cache.kv_memory()
+            self.assertLess(memory["live_bytes"], 0.8 * memory["dense_bytes"])
+            self.assertLessEqual(memory["allocated_bytes"], 1.15 * memory["live_bytes"])
+
+    def test_bfloat16_keeps_adapters_in_float32(self):
+        for name in ("qwen2-linear", "qwen3-neuron"):
+            export = self.exports[name]
+            model = export.load(dtype=torch.bfloat16)
+            adapters = [p for n, p in model.named_parameters() if "dms_" in n]
+            self.assertTrue(adapters and all(p.dtype == torch.float32 for p in adapters))
+            self.assertEqual(model.lm_head.weight.dtype, torch.bfloat16)
+            tokens = random_tokens(1, 30)
+            with torch.no_grad():
+                expected = export.model(tokens).logits
+                logits = model(tokens).logits
+            self.assertEqual(logits.dtype, torch.bfloat16)
+            agreement = torch.nn.functional.cosine_similarity(logits.float(), expected, -1)
+            self.assertGreater(agreement.median().item(), 0.99)
+            self.assertEqual(model.generate(tokens, max_new_tokens=8, do_sample=False).shape, (1, 38))
+
+    def test_replayed_decisions_are_used(self):
+        export = self.exports["llama-neuron"]
+        tokens = random_tokens(1, 40)
+        model = export.model
+        with torch.no_grad():
+            model.dms_record = True
+            kept = model(tokens).logits
+            recorded = [logit.clone() for logit in model.dms_logits]
+            model.dms_record = False
+            model.dms_replay = recorded
+            cache = model(tokens[:, :25]).past_key_values
+            self.assert_near(model(tokens[:, 25:], past_key_values=cache).logits, kept[:, 25:])
+            model.dms_replay = [-logit for logit in recorded]
+            self.assertGreater((model(tokens).logits - kept).abs().max().item(), 0.1)
+            model.dms_replay = None
+            self.assert_near(model(tokens).logits, kept, 1e-6)
+
+    def test_loss_hidden_states_and_gradients(self):
+        for name in ("llama-linear", "qwen3-neuron"):
+            export = self.exports[name]
+            tokens = random_tokens(2, 30)
+            cache_module(export.model).BLOCK_TOKENS = 16
+            output = export.model(tokens, labels=tokens, output_hidden_states=True)
+            expected = [torch.nn.functional.cross_entropy(
+                export.dense(row.tolist())[0][:-1], row[1:]) for row in tokens]  # fmt: skip
+            self.assertAlmostEqual(output.loss.item(), torch.stack(expected).mean().item(), 4)
+            self.assertEqual(len(output.hidden_states), 3)
+            output.loss.backward()
+            gradient = export.model.model.layers[0].self_attn.v_proj.weight.grad
+            self.assertGreater(gradient.abs().max().item(), 0)
+            # A finite difference along a weight that reaches the loss through stored keys as well.
+            weight = export.model.model.layers[0].self_attn.k_proj.weight
+            slope, step, losses = weight.grad.norm().item(), 1e-2, []
+            direction = weight.grad / slope
+            for sign in (1, -1):
+                with torch.no_grad():
+                    weight.add_(direction, alpha=sign * step)
+                    losses.append(export.model(tokens, labels=tokens).loss.item())
+                    weight.sub_(direction, alpha=sign * step)
+            self.assertAlmostEqual((losses[0] - losses[1]) / (2 * step) / slope, 1, 1)
+            export.model.zero_grad()
+
+    def test_pipeline_and_saving_again(self):
+        export = self.exports["qwen2-neuron"]
+        pipe = transformers.pipeline("text-generation", model=export.path, trust_remote_code=True)
+        text = pipe("Hello", max_new_tokens=6, do_sample=False)[0]["generated_text"]
+        self.assertTrue(text.startswith("Hello") and len(text) > len("Hello"), text)
+        saved = os.path.join(TEMPORARY, "saved-again")
+        export.model.save_pretrained(saved)
+        again = transformers.AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True, dtype=torch.float32)
+        tokens = random_tokens(1, 30)
+        with torch.no_grad():
+            self.assert_near(again.eval()(tokens).logits, export.model(tokens).logits, 1e-5)
+
+    def test_the_base_model_is_found_in_the_recipe(self):
+        export = self.exports["llama-linear"]
+        run = os.path.join(TEMPORARY, "run")
+        checkpoint = os.path.join(run, "checkpoints", "step-000010")
+        shutil.copytree(export.sidecar, checkpoint)
+        with open(os.path.join(run, "recipe.yaml"), "w") as file:
+            file.write(f"later_option: 1\nmodel:\n  path: {export.base}\n")
+        out = os.path.join(TEMPORARY, "from-recipe")
+        done = run_export("--run", checkpoint, "--to", "hf", "--out", out)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        for name in os.listdir(export.path):
+            with open(os.path.join(export.path, name), "rb") as a, open(os.path.join(out, name), "rb") as b:
+                self.assertEqual(a.read(), b.read(), name)
+        done = run_export("--run", export.sidecar, "--to", "hf", "--out", out)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("name the base model with --model", done.stderr)
+
+    def test_the_dense_class_is_not_loaded_by_accident(self):
+        with self.assertRaises(ValueError):
+            transformers.AutoModelForCausalLM.from_pretrained(
+                self.exports["llama-linear"].path, trust_remote_code=False
+            )
+
+
+if __name__ == "__main__":
+    PROGRAM = sys.argv.pop(1)
+    try:
+        unittest.main()
+    finally:
+        shutil.rmtree(TEMPORARY)
