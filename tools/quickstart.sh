@@ -11,6 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=quickstart
 recipe=recipes/smollm2-135m.yaml
 sets=(perl git postgresql)
+held_out=("$work"/held-out-{perl,git,postgresql}.h5)
 num_stages=9
 stage_number=0
 start_seconds=$SECONDS
@@ -76,33 +77,25 @@ build() {
 
 prepare() {
   local set
-  build/dms prepare --tokenizer $work/model --out $work/train.h5 $work/text/train/*/*.txt || return
+  build/dms prepare --force --tokenizer $work/model --out $work/train.h5 $work/text/train || return
   for set in "${sets[@]}"; do
-    build/dms prepare --tokenizer $work/model --out "$work/held-out-$set.h5" "$work/text/held-out/$set"/*.txt || return
+    build/dms prepare --force --tokenizer $work/model --out "$work/held-out-$set.h5" "$work/text/held-out/$set" || return
   done
 }
 
-# Resumes a run of the same inputs, starts over otherwise.
+# Goes on with a run of the same inputs, starts over otherwise.
 train() {
-  local inputs=$1 resume=()
-  if [ -d $work/run/checkpoints ] && [ "$(cat $work/run.inputs 2>/dev/null)" = "$inputs" ]; then
-    resume=(--resume)
-  else
+  local inputs=$1
+  if [ "$(cat $work/run.inputs 2>/dev/null)" != "$inputs" ]; then
     rm -rf $work/run
     echo "$inputs" >$work/run.inputs
   fi
-  build/dms train $recipe --run-dir $work/run "${resume[@]}"
+  build/dms train $recipe --run-dir $work/run --resume
 }
 
 evaluate() {
-  local set data=()
-  for set in "${sets[@]}"; do data+=(--data "$work/held-out-$set.h5"); done
-  build/dms eval --model $work/model --adapters $work/run "${data[@]}" --json $work/eval.json
-}
-
-export_hf() {
-  rm -rf $work/export-hf
-  build/dms export --run $work/run --to hf --out $work/export-hf
+  build/dms eval --model $work/model --adapters $work/run --data "${held_out[@]}" --json $work/eval.json || return
+  $python tools/quickstart_summary.py $work >/dev/null
 }
 
 stage setup shown "Installing what is missing" - . tools/setup.sh
@@ -111,15 +104,19 @@ source tools/environment.sh
 stage build quiet "Building build/dms" - . build
 stage model quiet "Importing SmolLM2-135M-Instruct" - . $python tools/import_sample_model.py --out $work/model
 stage text quiet "Collecting documentation text" - . $python tools/sample_text.py --out $work/text
-data_inputs=$(fingerprint $work/text/manifest.json $work/model/tokenizer.json)
+data_inputs=$(fingerprint $work/text/*/*/*.txt $work/model/tokenizer.json)
 stage prepare shown "Tokenizing" "$data_inputs" $work/held-out-postgresql.h5 prepare
-run_inputs=$(fingerprint $recipe $work/model/source.json <(echo "$data_inputs"))
+run_inputs=$(fingerprint $recipe $work/model/{config.json,model.safetensors} <(echo "$data_inputs"))
 stage train shown "Training the evictor" "$run_inputs" $work/run/checkpoints train "$run_inputs"
-stage eval shown "Evaluating on held-out text" "$run_inputs" $work/eval.json evaluate
-stage export quiet "Exporting for transformers" "$run_inputs" $work/export-hf export_hf
-stage report quiet "Writing the report" "$run_inputs" $work/report.html \
-  build/dms report --run $work/run --out $work/report.html
+eval_inputs=$(fingerprint $work/run/checkpoints/*/adapters.safetensors <(echo "$run_inputs"))
+stage eval shown "Evaluating on held-out text" "$eval_inputs" $work/eval.json evaluate
+figures=$(fingerprint $work/eval.json <(echo "$eval_inputs"))
+stage export quiet "Exporting for transformers" "$figures" $work/export-hf \
+  build/dms export --force --run $work/run --to hf --eval $work/summary.json --out $work/export-hf
+stage report quiet "Writing the report" "$figures" $work/report.html \
+  build/dms report --run $work/run --summary $work/summary.json --out $work/report.html
 
+# Once more, with the seconds of all stages.
 $python tools/quickstart_summary.py $work
 echo "
   $work/report.html    the report: open it in a browser
