@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained evictor: installs what is missing, builds, retrofits SmolLM2-135M on real text,
 # evaluates it on held-out text, exports it and writes a report.  Everything goes to quickstart/.
-#   tools/quickstart.sh
+#   tools/quickstart.sh [key.path=value ...]     (changes to the recipe, e.g. trainer.steps=20)
 # A stage whose inputs have not changed is skipped; an interrupted training run goes on where it stopped.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ $# = 0 ] || { sed -n '2,5s/^# \{0,1\}//p' tools/quickstart.sh; [ "$1" = --help ] && exit 0 || exit 2; }
+overrides=("$@")
+case "${1:-}" in -*) sed -n '2,5s/^# \{0,1\}//p' tools/quickstart.sh; [ "$1" = --help ] && exit 0 || exit 2 ;; esac
 
 work=quickstart
 recipe=recipes/smollm2-135m.yaml
@@ -90,7 +91,7 @@ train() {
     rm -rf $work/run
     echo "$inputs" >$work/run.inputs
   fi
-  build/dms train $recipe --run-dir $work/run --resume
+  build/dms train $recipe "${overrides[@]}" --run-dir $work/run --resume
 }
 
 evaluate() {
@@ -106,7 +107,7 @@ stage model quiet "Importing SmolLM2-135M-Instruct" - . $python tools/import_sam
 stage text quiet "Collecting documentation text" - . $python tools/sample_text.py --out $work/text
 data_inputs=$(fingerprint $work/text/*/*/*.txt $work/model/tokenizer.json)
 stage prepare shown "Tokenizing" "$data_inputs" $work/held-out-postgresql.h5 prepare
-run_inputs=$(fingerprint $recipe $work/model/{config.json,model.safetensors} <(echo "$data_inputs"))
+run_inputs=$(fingerprint $recipe $work/model/{config.json,model.safetensors} <(echo "$data_inputs" "${overrides[@]}"))
 stage train shown "Training the evictor" "$run_inputs" $work/run/checkpoints train "$run_inputs"
 eval_inputs=$(fingerprint $work/run/checkpoints/*/adapters.safetensors <(echo "$run_inputs"))
 stage eval shown "Evaluating on held-out text" "$eval_inputs" $work/eval.json evaluate
