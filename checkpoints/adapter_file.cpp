@@ -165,12 +165,12 @@ void check_borrowed_channels(const SafetensorsFile& tensors, const std::string& 
     if (head >= g * group_size && head < (g + 1) * group_size && channel >= 0 && channel < architecture.head_dim) {
       continue;
     }
-    throw UserError(tensors.path(),
-                    "'" + name + "' borrows channel " + std::to_string(channel) + " of query head " +
-                        std::to_string(head) + " for KV head " + std::to_string(g),
-                    {"expected a head from " + std::to_string(g * group_size) + " to " +
-                     std::to_string((g + 1) * group_size - 1) + " and a channel below " +
-                     std::to_string(architecture.head_dim)});
+    throw UserError(
+        tensors.path(),
+        "'" + name + "' borrows channel " + std::to_string(channel) + " of query head " + std::to_string(head) +
+            " for KV head " + std::to_string(g),
+        {"expected a head from " + std::to_string(g * group_size) + " to " + std::to_string((g + 1) * group_size - 1) +
+         " and a channel below " + std::to_string(architecture.head_dim)});
   }
 }
 
@@ -181,13 +181,12 @@ NamedTensors read_tensors(const SafetensorsFile& source, const AdapterFile& file
     for (const ExpectedTensor& expected : expected_layer(file, architecture, layer)) {
       const SafetensorsEntry* entry = source.find(expected.name);
       if (entry == nullptr) {
-        throw UserError(source.path(), "has no '" + expected.name + "'",
-                        {"expected one for each of the " + std::to_string(architecture.num_layers) +
-                         " layers of the model"});
+        throw UserError(
+            source.path(), "has no '" + expected.name + "'",
+            {"expected one for each of the " + std::to_string(architecture.num_layers) + " layers of the model"});
       }
       if (entry->shape != expected.shape || entry->dtype != expected.dtype) {
-        throw UserError(source.path(),
-                        "'" + expected.name + "' is " + describe_tensor(entry->dtype, entry->shape),
+        throw UserError(source.path(), "'" + expected.name + "' is " + describe_tensor(entry->dtype, entry->shape),
                         {"expected " + describe_tensor(expected.dtype, expected.shape) +
                          ": were these adapters trained on this model?"});
       }

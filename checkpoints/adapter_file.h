@@ -22,9 +22,9 @@
 namespace dms {
 
 struct AdapterFile {
-  std::string adapter;        // "linear" or "neuron"
-  std::string bias;           // "per_head" or "none"
-  int64_t rank = 0;           // neuron: 0 = full
+  std::string adapter;  // "linear" or "neuron"
+  std::string bias;     // "per_head" or "none"
+  int64_t rank = 0;     // neuron: 0 = full
   double alpha_scale = 100.0;
   double alpha_offset = 5.0;
   int64_t window = 0;
@@ -34,8 +34,8 @@ struct AdapterFile {
   double target_cr = 1.0;
   int64_t step = 0;
   int64_t sequence_length = 0;  // trained at
-  std::string base_model;     // name only, for people
-  std::string base_sha256;    // base_model_hash()
+  std::string base_model;       // name only, for people
+  std::string base_sha256;      // base_model_hash()
   std::string recipe_sha256;
   NamedTensors tensors;
 };

@@ -40,8 +40,7 @@ bool is_there(const fs::path& path) {
 void require_directory(const std::string& model_dir) {
   std::error_code ignored;
   if (fs::is_directory(model_dir, ignored)) return;
-  throw UserError(model_dir, is_there(model_dir) ? "not a directory" : "no such directory",
-                  {kExpectedDirectory});
+  throw UserError(model_dir, is_there(model_dir) ? "not a directory" : "no such directory", {kExpectedDirectory});
 }
 
 // Where each tensor of the model is.
@@ -79,10 +78,10 @@ WeightFiles open_shards(const fs::path& index_path) {
   if (!missing.empty()) {
     std::vector<std::string> details = listed(missing);
     details.push_back("the download is not complete: fetch the missing files");
-    throw UserError(where,
-                    "missing " + std::to_string(missing.size()) + " of " + std::to_string(file_names.size()) +
-                        " weight files:",
-                    details);
+    throw UserError(
+        where,
+        "missing " + std::to_string(missing.size()) + " of " + std::to_string(file_names.size()) + " weight files:",
+        details);
   }
 
   WeightFiles weights;
@@ -180,8 +179,8 @@ std::vector<std::string> check_tensors(const WeightFiles& weights, const Archite
   if (!wrong_dtype.empty()) {
     std::vector<std::string> details = listed(wrong_dtype);
     details.push_back("expected F32, F16 or BF16: use the original, unquantised release of the model");
-    throw UserError(weights.index_path,
-                    "unsupported dtypes in " + std::to_string(wrong_dtype.size()) + of_all + ":", details);
+    throw UserError(weights.index_path, "unsupported dtypes in " + std::to_string(wrong_dtype.size()) + of_all + ":",
+                    details);
   }
   return unknown;
 }

@@ -245,7 +245,8 @@ class MappedFile : public SafetensorsFile {
     const char* bytes = mapping_->bytes() + data_start_ + entry->begin;
     // Headers of older writers leave the data unaligned: such tensors are copied, never read through a cast pointer.
     if (reinterpret_cast<uintptr_t>(bytes) % c10::elementSize(type) == 0) {
-      return at::from_blob(const_cast<char*>(bytes), entry->shape, [mapping = mapping_](void*) {}, type);
+      return at::from_blob(
+          const_cast<char*>(bytes), entry->shape, [mapping = mapping_](void*) {}, type);
     }
     at::Tensor copy = at::empty(entry->shape, type);
     std::memcpy(copy.data_ptr(), bytes, entry->end - entry->begin);

@@ -18,18 +18,18 @@ enum class RopeType { plain, llama3 };
 struct RopeScaling {
   RopeType type = RopeType::plain;
   double theta = 10000.0;
-  double factor = 1.0;               // llama3
-  double low_freq_factor = 1.0;      // llama3
-  double high_freq_factor = 4.0;     // llama3
+  double factor = 1.0;                // llama3
+  double low_freq_factor = 1.0;       // llama3
+  double high_freq_factor = 4.0;      // llama3
   int64_t original_max_position = 0;  // llama3
 };
 
 // How one family departs from the common pre-norm RMSNorm/SwiGLU decoder.
 struct Family {
-  std::string model_type;      // config.json `model_type`
-  std::string class_name;      // config.json `architectures[0]`
-  bool qkv_bias = false;       // Qwen2: q, k, v projections carry biases that no config key announces
-  bool qk_norm = false;        // Qwen3: RMSNorm over d of each q and k head before RoPE
+  std::string model_type;        // config.json `model_type`
+  std::string class_name;        // config.json `architectures[0]`
+  bool qkv_bias = false;         // Qwen2: q, k, v projections carry biases that no config key announces
+  bool qk_norm = false;          // Qwen3: RMSNorm over d of each q and k head before RoPE
   int64_t default_kv_heads = 0;  // 0: as many as query heads
   int64_t default_head_dim = 0;  // 0: D / H
 };
@@ -50,7 +50,7 @@ struct Architecture {
   RopeScaling rope;
 
   int64_t group_size() const { return num_heads / num_kv_heads; }  // R
-  int64_t num_parameters() const;  // embeddings counted once when tied
+  int64_t num_parameters() const;                                  // embeddings counted once when tied
 };
 
 // Throws UserError naming `where` (the file) and the key: missing or mistyped values, unsupported families and

@@ -54,7 +54,8 @@ nlohmann::json parse_strict_json(std::string_view text, const std::string& where
     if (event == Event::object_start) open_objects.emplace_back();
     if (event == Event::object_end) open_objects.pop_back();
     if (event == Event::key && !open_objects.back().insert(parsed.get<std::string>()).second) {
-      throw UserError(where, "the key " + in_quotes(parsed.get_ref<const std::string&>()) + " appears twice in one object",
+      throw UserError(where,
+                      "the key " + in_quotes(parsed.get_ref<const std::string&>()) + " appears twice in one object",
                       {"readers disagree about which one counts: remove one"});
     }
     return true;

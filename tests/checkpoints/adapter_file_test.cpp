@@ -182,8 +182,9 @@ TEST(AdapterFile, BadTensorsAreRefusedByName) {
   EXPECT_TRUE(says(error_with(file), "has no '" + bias_1 + "'\n  expected one for each of the 2 layers"));
   file = linear;
   file.tensors.emplace_back("model.layers.2.self_attn.dms_proj_alpha.bias", at::zeros({2}));
-  EXPECT_TRUE(says(error_with(file), "holds 'model.layers.2.self_attn.dms_proj_alpha.bias'\n  a linear adapter for a "
-                                     "model of 2 layers has no such tensor"));
+  EXPECT_TRUE(says(error_with(file),
+                   "holds 'model.layers.2.self_attn.dms_proj_alpha.bias'\n  a linear adapter for a "
+                   "model of 2 layers has no such tensor"));
   const auto with = [](AdapterFile changed, const std::string& name, const at::Tensor& value) {
     for (auto& [key, tensor] : changed.tensors) {
       if (key == name) tensor = value;
@@ -199,8 +200,9 @@ TEST(AdapterFile, BadTensorsAreRefusedByName) {
     return error_with(with(neuron, index, index_tensor(values)));
   };
   EXPECT_EQ(index_error({1, 0, 2, 7}), "(no UserError)");
-  EXPECT_TRUE(says(index_error({2, 0, 2, 7}), "borrows channel 0 of query head 2 for KV head 0\n  expected a head "
-                                              "from 0 to 1 and a channel below 8"));
+  EXPECT_TRUE(says(index_error({2, 0, 2, 7}),
+                   "borrows channel 0 of query head 2 for KV head 0\n  expected a head "
+                   "from 0 to 1 and a channel below 8"));
   EXPECT_TRUE(says(index_error({0, 0, 1, 7}), "of query head 1 for KV head 1"));
   EXPECT_TRUE(says(index_error({0, 0, 4, 7}), "of query head 4 for KV head 1"));
   EXPECT_TRUE(says(index_error({0, 8, 2, 7}), "borrows channel 8"));
@@ -212,8 +214,9 @@ TEST(AdapterFile, BadTensorsAreRefusedByName) {
 TEST(AdapterFile, AnotherBaseModelIsRefusedUnlessNotAskedFor) {
   const TemporaryDirectory dir;
   write_adapter_file(dir.path(), sample("linear"));
-  EXPECT_TRUE(says(read_error(dir.path(), std::string(64, 'c')),
-                   "belong to another base model: 'Tiny \"model\"' ('aaaaaaaaaaaa'...)\n  this model is 'cccccccccccc"));
+  EXPECT_TRUE(
+      says(read_error(dir.path(), std::string(64, 'c')),
+           "belong to another base model: 'Tiny \"model\"' ('aaaaaaaaaaaa'...)\n  this model is 'cccccccccccc"));
   EXPECT_EQ(read_error(dir.path(), ""), "(no UserError)");
 }
 

@@ -225,8 +225,9 @@ TEST_F(ModelDir, MissingFilesAreUserErrors) {
 
 TEST_F(ModelDir, TensorsThatDoNotFitTheConfigAreListed) {
   set_config("intermediate_size", 65);
-  EXPECT_TRUE(says(error(), "shapes other than config.json implies in 6 of the 20 tensors:\n"
-                            "  'model.layers.0.mlp.gate_proj.weight' is F32 [64, 32], expected F32 [65, 32]"));
+  EXPECT_TRUE(says(error(),
+                   "shapes other than config.json implies in 6 of the 20 tensors:\n"
+                   "  'model.layers.0.mlp.gate_proj.weight' is F32 [64, 32], expected F32 [65, 32]"));
   set_config("num_hidden_layers", 4);
   EXPECT_TRUE(says(error(), "missing 18 of the 38 tensors that config.json implies:"));
   EXPECT_TRUE(says(error(), "model.layers.2.mlp.up_proj.weight\n  and 10 more"));

@@ -20,10 +20,9 @@ std::string file_bytes(const std::string& header, const std::string& data = "") 
 
 // A file with two tensors: a F32 [2, 3] and b U8 [5].
 std::string small_file() {
-  return file_bytes(
-      R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
-      R"("b":{"dtype":"U8","shape":[5],"data_offsets":[24,29]}})",
-      std::string(29, '\x3f'));
+  return file_bytes(R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
+                    R"("b":{"dtype":"U8","shape":[5],"data_offsets":[24,29]}})",
+                    std::string(29, '\x3f'));
 }
 
 std::string open_error(const std::string& bytes) {
@@ -81,8 +80,7 @@ TEST(Safetensors, HostileHeadersAreRefusedWithTheReason) {
        "has no 'data_offsets'"},
       {"unknown dtype", one("F31", "[1]", "[0,4]", 4), "unknown dtype \"F31\""},
       {"lower-case dtype", one("f32", "[1]", "[0,4]", 4), "unknown dtype \"f32\""},
-      {"numeric dtype", file_bytes("{\"a\":{\"dtype\":7,\"shape\":[],\"data_offsets\":[0,0]}}"),
-       "unknown dtype 7"},
+      {"numeric dtype", file_bytes("{\"a\":{\"dtype\":7,\"shape\":[],\"data_offsets\":[0,0]}}"), "unknown dtype 7"},
       {"shape is a number", one("U8", "9", "[0,9]", 9), "'shape' is 9"},
       {"negative size", one("U8", "[-1]", "[0,9]", 9), "'shape' is [-1]"},
       {"fractional size", one("U8", "[9.0]", "[0,9]", 9), "'shape' is [9.0]"},
@@ -101,14 +99,20 @@ TEST(Safetensors, HostileHeadersAreRefusedWithTheReason) {
       {"span too short", one("F32", "[2]", "[0,7]", 7), "spans 7 bytes\n  F32 [2] takes 8"},
       {"span too long", one("F32", "[2]", "[0,9]", 9), "spans 9 bytes"},
       {"does not start at 0", one("U8", "[1]", "[1,2]", 2), "begins at data byte 1, after a hole"},
-      {"overlap", file_bytes("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
-                             "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[2,6]}}", "123456"),
+      {"overlap",
+       file_bytes("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
+                  "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[2,6]}}",
+                  "123456"),
        "tensor 'b' begins at data byte 2, inside the tensor before it"},
-      {"the same bytes twice", file_bytes("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
-                                          "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", "1234"),
+      {"the same bytes twice",
+       file_bytes("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
+                  "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}",
+                  "1234"),
        "tensor 'b' begins at data byte 0, inside"},
-      {"hole", file_bytes("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
-                          "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[2,3]}}", "123"),
+      {"hole",
+       file_bytes("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+                  "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[2,3]}}",
+                  "123"),
        "tensor 'b' begins at data byte 2, after a hole"},
       {"trailing bytes", small_file() + "!", "the last tensor ends at byte "},
       {"data without tensors", file_bytes("{}", "!"), "the last tensor ends at byte 10, but the file at byte 11"},
@@ -125,8 +129,8 @@ TEST(Safetensors, ATruncatedFileNamesTheTensorAndTheBytes) {
   const std::string message = open_error(bytes.substr(0, bytes.size() - 2));
   EXPECT_TRUE(says(message, "'b' (U8 [5]) should end at byte " + size + ",\n  but the file ends at " +
                                 std::to_string(bytes.size() - 2) + " (2 bytes short)\n  the file looks truncated"));
-  EXPECT_TRUE(says(open_error(bytes.substr(0, bytes.size() - 6)), "'a' (F32 [2, 3]) should end at byte " +
-                                                                      std::to_string(bytes.size() - 5)));
+  EXPECT_TRUE(says(open_error(bytes.substr(0, bytes.size() - 6)),
+                   "'a' (F32 [2, 3]) should end at byte " + std::to_string(bytes.size() - 5)));
 }
 
 TEST(Safetensors, EveryTruncationIsAUserError) {

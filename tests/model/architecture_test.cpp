@@ -199,17 +199,16 @@ TEST(Architecture, ParameterCountsOfAllTargetModels) {
       {"R1-Distill-Qwen-32B", "qwen2", 64, 5120, 40, 8, 128, 27648, 152064, false, 32'763'876'352},
   };
   for (const Row& row : rows) {
-    const json config = {{"model_type", row.family},        {"hidden_size", row.D},
-                         {"num_hidden_layers", row.L},      {"num_attention_heads", row.H},
-                         {"num_key_value_heads", row.G},    {"head_dim", row.d},
-                         {"intermediate_size", row.I},      {"vocab_size", row.V},
-                         {"tie_word_embeddings", row.tied}};
+    const json config = {
+        {"model_type", row.family},     {"hidden_size", row.D},         {"num_hidden_layers", row.L},
+        {"num_attention_heads", row.H}, {"num_key_value_heads", row.G}, {"head_dim", row.d},
+        {"intermediate_size", row.I},   {"vocab_size", row.V},          {"tie_word_embeddings", row.tied}};
     EXPECT_EQ(parse(config).num_parameters(), row.parameters) << row.name;
   }
 }
 
 TEST(Architecture, TensorNamesAndShapesFollowTheFamily) {
-  const auto shapes = [](const char* text) {
+  const auto shapes = [](const std::string& text) {
     std::map<std::string, std::vector<int64_t>> found;
     for (const TensorSpec& tensor : expected_tensors(parse_architecture(text, ""))) found[tensor.name] = tensor.shape;
     return found;
@@ -221,6 +220,10 @@ TEST(Architecture, TensorNamesAndShapesFollowTheFamily) {
   EXPECT_EQ(qwen3.at("model.layers.35.self_attn.k_norm.weight"), Shape{128});
   EXPECT_EQ(qwen3.at("model.layers.0.self_attn.k_proj.weight"), (Shape{1024, 4096}));
   EXPECT_EQ(qwen3.at("lm_head.weight"), (Shape{151936, 4096}));
+  json wide_heads = json::parse(kQwen3_8B);  // H * d = 8192, as in Qwen3-32B, is not D
+  wide_heads["num_attention_heads"] = 64;
+  EXPECT_EQ(shapes(wide_heads.dump()).at("model.layers.0.self_attn.q_proj.weight"), (Shape{8192, 4096}));
+  EXPECT_EQ(shapes(wide_heads.dump()).at("model.layers.0.self_attn.o_proj.weight"), (Shape{4096, 8192}));
   auto r1 = shapes(kR1DistillQwen_7B);
   EXPECT_EQ(r1.size(), 28u * 12 + 3);
   EXPECT_EQ(r1.at("model.layers.27.self_attn.q_proj.bias"), Shape{3584});
@@ -290,8 +293,8 @@ TEST(Architecture, BothGenerationsOfRopeKeysAreRead) {
   EXPECT_EQ(five.theta, 7);
   EXPECT_EQ(five.factor, 32);
   EXPECT_EQ(five.original_max_position, 8192);
-  const RopeScaling both = rope({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 6.0}}},
-                                 {"rope_scaling", llama3}});
+  const RopeScaling both =
+      rope({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 6.0}}}, {"rope_scaling", llama3}});
   EXPECT_EQ(both.type, RopeType::llama3);  // rope_scaling replaces all but the theta
   EXPECT_EQ(both.theta, 6);
   json alias = llama3;
@@ -326,7 +329,8 @@ TEST(Architecture, ConfigsThatCannotBeComputedAreRefusedByName) {
       {with(base, "model_type", 3), "'model_type' is 3\n  expected a string"},
       {with(base, "model_type", "(erase)"), "the key 'model_type' is missing"},
       {with(base, "architectures", {"LlamaForSequenceClassification"}),
-       "'architectures' is [\"LlamaForSequenceClassification\"]\n  expected [\"LlamaForCausalLM\"] for model_type llama"},
+       "'architectures' is [\"LlamaForSequenceClassification\"]\n  expected [\"LlamaForCausalLM\"] for model_type "
+       "llama"},
       {with(base, "architectures", "LlamaForCausalLM"), "'architectures' is \"LlamaForCausalLM\""},
       {with(base, "architectures", json::array()), "'architectures' is []"},
       {with(with(base, "hidden_size", "(erase)"), "hiden_size", 576),
@@ -338,7 +342,8 @@ TEST(Architecture, ConfigsThatCannotBeComputedAreRefusedByName) {
       {with(base, "hidden_size", 0), "'hidden_size' is 0"},
       {with(base, "hidden_size", -576), "'hidden_size' is -576"},
       {with(base, "hidden_size", 18446744073709551615u), "'hidden_size' is 18446744073709551615"},
-      {with(base, "num_hidden_layers", 1000000), "'num_hidden_layers' is 1000000\n  expected an integer from 1 to 16384"},
+      {with(base, "num_hidden_layers", 1000000),
+       "'num_hidden_layers' is 1000000\n  expected an integer from 1 to 16384"},
       {with(base, "num_hidden_layers", "(erase)"), "the key 'num_hidden_layers' is missing"},
       {with(base, "intermediate_size", "(erase)"), "the key 'intermediate_size' is missing"},
       {with(base, "vocab_size", "(erase)"), "the key 'vocab_size' is missing"},
@@ -400,7 +405,8 @@ TEST(Architecture, TextThatIsNotOneJsonObjectIsRefused) {
   bomb.append(2'000'000, '[');
   EXPECT_TRUE(says(parse_error(bomb), "nested deeper than 64 levels"));
   // The same key in different objects is no repetition.
-  EXPECT_TRUE(says(parse_error(R"({"a": {"b": 1}, "c": {"b": 1}, "b": [{"b": 1}, {"b": 2}]})"), "'model_type' is missing"));
+  EXPECT_TRUE(
+      says(parse_error(R"({"a": {"b": 1}, "c": {"b": 1}, "b": [{"b": 1}, {"b": 2}]})"), "'model_type' is missing"));
 }
 
 }  // namespace

@@ -16,7 +16,8 @@ std::string error_of(std::string_view text) {
 }
 
 TEST(StrictJson, ValidTextIsParsed) {
-  const nlohmann::json value = parse_strict_json(" {\"a\": [1, -2, 2.5, true, null, \"\\u00e9\"], \"b\": {\"a\": 1}}\n", "");
+  const nlohmann::json value =
+      parse_strict_json(" {\"a\": [1, -2, 2.5, true, null, \"\\u00e9\"], \"b\": {\"a\": 1}}\n", "");
   EXPECT_EQ(value["a"][5], "\xc3\xa9");
   EXPECT_EQ(value["b"]["a"], 1);
 }
