@@ -38,9 +38,12 @@ at::Tensor decisions_GT(const at::Tensor& logit_GT, int64_t shift, const Documen
   return dec_GT;
 }
 
-Relaxation relax(const at::Tensor& dec_GT, const at::Tensor& noise_GT, const EvictionOptions& options) {
-  const at::Tensor z_GT = (dec_GT + noise_GT) / options.tau;
+Relaxation relax(const at::Tensor& logit_GT, const at::Tensor& noise_GT, const EvictionOptions& options,
+                 const DocumentOffsets& documents) {
+  const at::Tensor token_z_GT = (logit_GT + noise_GT) / options.tau;
+  const at::Tensor z_GT = decisions_GT(token_z_GT, options.decision_shift, documents);
   Relaxation relaxation;
+  relaxation.token_alpha_GT = at::sigmoid(token_z_GT);
   relaxation.alpha_GT = at::sigmoid(z_GT);
   relaxation.bias_GT = at::log_sigmoid(-z_GT)
                            .masked_fill(z_GT.detach() <= kKeptBelow, 0.0)

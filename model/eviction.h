@@ -4,7 +4,8 @@
 // tokens later: dec[k] = logit[k + shift], undefined (never evicted) when that token lies outside k's document.
 // A key is untouched while q - k <= window.  Beyond the window
 //   hard (inference):   k is gone for q iff dec[k] > 0
-//   relaxed (training): the score of (q, k) gains log(1 - alpha[k]), alpha = sigmoid(z), z = (dec + noise) / tau
+//   relaxed (training): the score of (q, k) gains log(1 - alpha[k]), alpha = sigmoid(z),
+//                       z = (dec + noise) / tau
 // (Dynamic Memory Sparsification, arXiv 2506.05345, section 3; the shift is that of NVIDIA's trainer.)
 // Truncation is part of the relaxation's definition: z >= truncate_at means gone, z <= -17 means kept, because there
 // log(1 - alpha) is 0 to the last float32 bit.  Between the two a key is *soft*.
@@ -40,11 +41,13 @@ inline constexpr double kGoneBias = -1e30;
 at::Tensor decisions_GT(const at::Tensor& logit_GT, int64_t shift, const DocumentOffsets& documents);
 
 struct Relaxation {
-  at::Tensor alpha_GT;  // probability of eviction, float32
-  at::Tensor bias_GT;   // log(1 - alpha), truncated; added to scores beyond the window
+  at::Tensor alpha_GT;        // probability that key t is evicted, float32
+  at::Tensor bias_GT;         // log(1 - alpha), truncated; added to key t's scores beyond the window
+  at::Tensor token_alpha_GT;  // the same probabilities before the shift: entry t belongs to logit t
 };
-// Differentiable in dec_GT.
-Relaxation relax(const at::Tensor& dec_GT, const at::Tensor& noise_GT, const EvictionOptions& options);
+// Differentiable in logit_GT.  noise_GT[g, t] belongs to logit t, and so to the decision about key t - shift.
+Relaxation relax(const at::Tensor& logit_GT, const at::Tensor& noise_GT, const EvictionOptions& options,
+                 const DocumentOffsets& documents);
 
 // Keys that have at least one query beyond their window in their own document: the keys over which mean(alpha) and
 // the eviction rate run.  float32 [T], 1 = counted.

@@ -1,0 +1,76 @@
+#include "model/hard_student.h"
+
+#include <algorithm>
+
+#include "model/block.h"
+
+namespace dms {
+
+namespace {
+
+class AdapterPolicy final : public EvictionPolicy {
+ public:
+  AdapterPolicy(const Adapter& adapter, const EvictionOptions& eviction) : adapter_(adapter), eviction_(eviction) {}
+  int64_t window() const override { return eviction_.window; }
+  int64_t decision_shift() const override { return eviction_.decision_shift; }
+  at::Tensor logit_Gn(int64_t layer, const at::Tensor& x_nD, const at::Tensor& normed_nD, int64_t) const override {
+    return adapter_.logit_GT(layer, x_nD, normed_nD);
+  }
+  at::Tensor query_mask_Hd(int64_t layer) const override { return adapter_.query_mask_Hd(layer); }
+
+ private:
+  const Adapter& adapter_;
+  const EvictionOptions eviction_;
+};
+
+class SinksAndWindowPolicy final : public EvictionPolicy {
+ public:
+  SinksAndWindowPolicy(int64_t num_kv_heads, int64_t num_sinks, int64_t num_live)
+      : num_kv_heads_(num_kv_heads),
+        num_sinks_(std::min(num_sinks, num_live - 1)),
+        window_(num_live - 1 - num_sinks_) {}
+  int64_t window() const override { return window_; }
+  int64_t decision_shift() const override { return 0; }
+  at::Tensor logit_Gn(int64_t, const at::Tensor& x_nD, const at::Tensor&, int64_t first_position) const override {
+    const at::Tensor position_n = at::arange(first_position, first_position + x_nD.size(0), at::kFloat);
+    return (position_n - static_cast<double>(num_sinks_) + 0.5).unsqueeze(0).expand({num_kv_heads_, x_nD.size(0)});
+  }
+
+ private:
+  const int64_t num_kv_heads_, num_sinks_, window_;
+};
+
+}  // namespace
+
+std::unique_ptr<EvictionPolicy> adapter_policy(const Adapter& adapter, const EvictionOptions& eviction) {
+  return std::make_unique<AdapterPolicy>(adapter, eviction);
+}
+
+std::unique_ptr<EvictionPolicy> sinks_and_window_policy(int64_t num_kv_heads, int64_t num_sinks, int64_t num_live) {
+  TORCH_CHECK(num_live >= 1, "the current token is always live");
+  return std::make_unique<SinksAndWindowPolicy>(num_kv_heads, num_sinks, num_live);
+}
+
+at::Tensor hard_student_chunk(WeightSource& source, const EvictionPolicy& policy, CompactCache& cache,
+                              const at::Tensor& x_nD, const RopeTables& rope, std::vector<at::Tensor>* logits) {
+  const at::NoGradGuard no_grad;
+  const Architecture& a = source.architecture();
+  const int64_t first = cache.num_tokens(0);
+  const RopeTables chunk_rope = rope.slice(first, first + x_nD.size(0));
+  at::Tensor x = x_nD;
+  for (int64_t layer = 0; layer < a.num_layers; ++layer) {
+    const LayerWeights weights = source.layer(layer);
+    const at::Tensor normed_nD = rms_norm(x, weights.input_norm, a.rms_norm_eps);
+    const at::Tensor logit_Gn = policy.logit_Gn(layer, x, normed_nD, first);
+    if (logits != nullptr) logits->push_back(logit_Gn);
+    const AttentionInputs in = attention_inputs(a, weights, normed_nD, chunk_rope, policy.query_mask_Hd(layer));
+    x = finish_layer(a, weights, x, cache.attend(layer, in.q_BHTd, in.k_BGTd, in.v_BGTd, logit_Gn));
+  }
+  return x;
+}
+
+CompactCache make_cache(const Architecture& a, const EvictionPolicy& policy, const at::TensorOptions& options) {
+  return {a.num_layers, a.num_kv_heads, a.head_dim, policy.window(), policy.decision_shift(), options};
+}
+
+}  // namespace dms

@@ -1,0 +1,44 @@
+// The student as it runs at inference: hard eviction over a compact cache, in chunks of any length.  Sliding-window and
+// sinks-plus-window baselines are policies of the same machinery, so that all are measured alike.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "model/adapter.h"
+#include "model/kv_cache.h"
+#include "model/rope.h"
+#include "model/weights.h"
+
+namespace dms {
+
+// Who decides about keys: logits > 0 evict a key once it is more than `window` tokens old.
+class EvictionPolicy {
+ public:
+  virtual ~EvictionPolicy() = default;
+  virtual int64_t window() const = 0;
+  virtual int64_t decision_shift() const = 0;
+  // [G, n] for the n tokens from `first_position` on.
+  virtual at::Tensor logit_Gn(int64_t layer, const at::Tensor& x_nD, const at::Tensor& normed_nD,
+                              int64_t first_position) const = 0;
+  virtual at::Tensor query_mask_Hd(int64_t layer) const { return {}; }
+};
+
+// A trained adapter's decisions.
+std::unique_ptr<EvictionPolicy> adapter_policy(const Adapter& adapter, const EvictionOptions& eviction);
+// The first `num_sinks` tokens and the newest ones, `num_live` in all (the current token included).
+// num_sinks = 0 is a sliding window.
+std::unique_ptr<EvictionPolicy> sinks_and_window_policy(int64_t num_kv_heads, int64_t num_sinks, int64_t num_live);
+
+// Runs the n tokens whose embeddings are x_nD through all layers, extending `cache`; returns the last layer's output.
+// `logits`, when given, receives each layer's [G, n] logits.
+at::Tensor hard_student_chunk(WeightSource& source, const EvictionPolicy& policy, CompactCache& cache,
+                              const at::Tensor& x_nD, const RopeTables& rope,
+                              std::vector<at::Tensor>* logits = nullptr);
+
+CompactCache make_cache(const Architecture& architecture, const EvictionPolicy& policy,
+                        const at::TensorOptions& options);
+
+}  // namespace dms

@@ -1,0 +1,52 @@
+// The LM head and the distillation loss, fused by chunks of tokens: neither model's [T, V] logits ever exist, and the
+// gradient with respect to the student's final hidden states is formed on the spot (the head is frozen).
+//   forward  KL(teacher || student)      reverse  KL(student || teacher), what NVIDIA's trainer computes
+// With temperature s both logits are divided by s and the loss multiplied by s^2.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "recipes/schema.h"
+
+namespace dms {
+
+enum class KlDirection { forward, reverse };
+
+struct DistillationOptions {
+  KlDirection kl = KlDirection::forward;
+  double temperature = 1.0;
+};
+void describe(Schema& schema, DistillationOptions& options);
+
+// The end of the network: logits = rms_norm(x, final_norm) head^T.
+struct HeadWeights {
+  at::Tensor final_norm_D;
+  at::Tensor head_VD;
+  double rms_norm_eps = 0.0;
+};
+
+struct DistillationResult {
+  double kl_sum = 0.0;   // over counted positions, nats
+  at::Tensor dstudent_TD;  // gradient of gradient_scale * kl_sum with respect to student_TD
+};
+
+// teacher_TD, student_TD: the residual streams after the last layer.  `loss_mask` [T]: 1 = counted; only counted
+// positions are projected onto the vocabulary.
+DistillationResult distill(const HeadWeights& head, const at::Tensor& teacher_TD, const at::Tensor& student_TD,
+                           const std::vector<uint8_t>& loss_mask, const DistillationOptions& options,
+                           double gradient_scale);
+
+// Per-position KL(teacher || student), float32, with the other figures that evaluation reports.
+struct HeadComparison {
+  at::Tensor kl_T;
+  at::Tensor same_top1_T;      // 1 where both models rank the same token first
+  at::Tensor teacher_nll_T;    // -log p(next token), for the first T-1 positions
+  at::Tensor student_nll_T;
+};
+HeadComparison compare_heads(const HeadWeights& head, const at::Tensor& teacher_TD, const at::Tensor& student_TD,
+                             const std::vector<int32_t>& tokens);
+
+}  // namespace dms

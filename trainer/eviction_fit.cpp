@@ -1,0 +1,73 @@
+#include "trainer/eviction_fit.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace dms {
+
+namespace {
+
+// Below any importance that matters; keeps the logarithm finite.
+constexpr double kSmallestImportance = 1e-12;
+
+at::Tensor log_importance(const at::Tensor& importance) { return at::log(importance + kSmallestImportance); }
+
+// Full-batch Adam on the convex objective, step size decaying to zero.
+class Adam {
+ public:
+  explicit Adam(const at::Tensor& like) : mean_(at::zeros_like(like)), square_(at::zeros_like(like)) {}
+  void update(at::Tensor& parameter, const at::Tensor& gradient, double rate) {
+    ++count_;
+    mean_.mul_(kBeta1).add_(gradient, 1.0 - kBeta1);
+    square_.mul_(kBeta2).addcmul_(gradient, gradient, 1.0 - kBeta2);
+    const double bias1 = 1.0 - std::pow(kBeta1, count_), bias2 = 1.0 - std::pow(kBeta2, count_);
+    parameter.addcdiv_(mean_ / bias1, (square_ / bias2).sqrt_().add_(1e-8), -rate);
+  }
+
+ private:
+  static constexpr double kBeta1 = 0.9, kBeta2 = 0.999;
+  at::Tensor mean_, square_;
+  int count_ = 0;
+};
+
+}  // namespace
+
+double order_statistic(const at::Tensor& values, double fraction) {
+  const at::Tensor flat = values.reshape({-1});
+  const auto rank = static_cast<int64_t>(std::floor(static_cast<double>(flat.numel()) * fraction));
+  return std::get<0>(at::kthvalue(flat, std::clamp<int64_t>(rank, 1, flat.numel()))).item<double>();
+}
+
+KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& importance_NG, double threshold,
+                               const FitOptions& options) {
+  const at::NoGradGuard no_grad;
+  const int64_t num_rows = features_ND.size(0), num_heads = importance_NG.size(1);
+  const at::Tensor x = options.with_intercept ? at::cat({features_ND, at::ones({num_rows, 1}, features_ND.options())}, 1)
+                                              : features_ND;
+  const double log_threshold = std::log(threshold + kSmallestImportance);
+  const at::Tensor log_ratio_NG = log_importance(importance_NG) - log_threshold;
+  const at::Tensor ratio_NG = at::exp(log_ratio_NG).clamp_max_(options.weight_cap);
+  const at::Tensor label_NG = (log_ratio_NG > 0).to(at::kFloat);
+  const at::Tensor weight_NG = (ratio_NG - 1.0).abs_();
+
+  // Ridge on log importance relative to the threshold: a start whose sign is already the decision.
+  at::Tensor gram = at::matmul(x.t(), x);
+  gram.diagonal().add_(options.ridge);
+  at::Tensor w = at::linalg_solve(gram, at::matmul(x.t(), log_ratio_NG));
+
+  constexpr double kRate = 0.02;
+  Adam adam(w);
+  const double normaliser = 1.0 / static_cast<double>(num_rows * num_heads);
+  for (int64_t i = 0; i < options.iterations; ++i) {
+    const at::Tensor residual = at::sigmoid(at::matmul(x, w)).sub_(label_NG).mul_(weight_NG).mul_(normaliser);
+    const at::Tensor gradient = at::matmul(x.t(), residual).add_(w, 2.0 * options.weight_decay);
+    adam.update(w, gradient, kRate * (1.0 - static_cast<double>(i) / static_cast<double>(options.iterations)));
+  }
+  KeepFunction keep;
+  keep.weight_GD = w.slice(0, 0, features_ND.size(1)).t().contiguous();
+  keep.intercept_G = options.with_intercept ? w.select(0, features_ND.size(1)).clone()
+                                            : at::zeros({num_heads}, w.options());
+  return keep;
+}
+
+}  // namespace dms

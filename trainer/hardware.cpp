@@ -1,0 +1,63 @@
+#include "trainer/hardware.h"
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <string>
+
+namespace dms {
+
+namespace {
+
+// A "Name:   123 kB" line of a /proc file, in bytes; 0 when absent.
+int64_t proc_kilobytes(const char* file, const std::string& name) {
+  std::ifstream stream(file);
+  std::string line;
+  while (std::getline(stream, line)) {
+    if (line.starts_with(name + ":")) return std::stoll(line.substr(name.size() + 1)) * 1024;
+  }
+  return 0;
+}
+
+}  // namespace
+
+bool cpu_computes_bfloat16() {
+  std::ifstream stream("/proc/cpuinfo");
+  std::string word;
+  while (stream >> word) {
+    if (word == "avx512_bf16" || word == "amx_bf16" || word == "bf16" /* Arm */) return true;
+  }
+  return false;
+}
+
+int64_t peak_memory_bytes() { return proc_kilobytes("/proc/self/status", "VmHWM"); }
+int64_t available_memory_bytes() { return proc_kilobytes("/proc/meminfo", "MemAvailable"); }
+
+double measure_gemm_flops_per_s(at::ScalarType dtype) {
+  constexpr int64_t kSize = 2048;
+  const at::NoGradGuard no_grad;
+  const at::Tensor a = at::ones({kSize, kSize}, at::kFloat).to(dtype);
+  double best_seconds = 1e30;
+  for (int i = 0; i < 4; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    const at::Tensor product = at::matmul(a, a);
+    best_seconds =
+        std::min(best_seconds, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return 2.0 * static_cast<double>(kSize * kSize * kSize) / best_seconds;
+}
+
+double needed_flops_per_sequence(const Architecture& a, int64_t num_tokens) {
+  const double tokens = static_cast<double>(num_tokens);
+  const double projections = 2.0 * static_cast<double>(a.num_heads + a.num_kv_heads) *
+                             static_cast<double>(a.head_dim * a.hidden_size);
+  const double mlp = 3.0 * static_cast<double>(a.hidden_size * a.intermediate_size);
+  const double weights = static_cast<double>(a.num_layers) * (projections + mlp) +
+                         static_cast<double>(a.vocab_size * a.hidden_size);
+  const double linear_forward = 2.0 * weights * tokens;
+  // Scores and values: two products of d over T^2/2 (query, key) pairs per head.
+  const double attention_forward = static_cast<double>(a.num_layers * a.num_heads * a.head_dim) * 2.0 * tokens * tokens;
+  return 3.0 * linear_forward + 4.5 * attention_forward;
+}
+
+}  // namespace dms

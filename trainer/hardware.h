@@ -1,0 +1,27 @@
+// What this process runs on: native dtypes, memory, the rate at which it multiplies matrices, and the FLOPs that a
+// training step needs by the mathematics.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+
+#include "model/architecture.h"
+
+namespace dms {
+
+// True where bfloat16 GEMMs have instructions of their own (AVX-512 BF16 or AMX); without them they are ~300x slower.
+bool cpu_computes_bfloat16();
+
+int64_t peak_memory_bytes();       // VmHWM of this process
+int64_t available_memory_bytes();  // of the machine, respecting nothing but /proc/meminfo
+
+// Best rate of a 2048^3 GEMM in this process, dtype and thread count, FLOP/s.  Takes about a second.
+double measure_gemm_flops_per_s(at::ScalarType dtype);
+
+// FLOPs of one training sequence of T tokens: teacher forward, student forward and the activation-gradient backward
+// (as many FLOPs as a forward for the linears, 2.5 times a forward for attention); dense causal attention, all
+// positions projected onto the vocabulary, no recomputation.
+double needed_flops_per_sequence(const Architecture& architecture, int64_t num_tokens);
+
+}  // namespace dms

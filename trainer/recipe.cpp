@@ -1,0 +1,122 @@
+#include "trainer/recipe.h"
+
+#include <algorithm>
+
+#include "recipes/user_error.h"
+
+namespace dms {
+
+namespace {
+
+const std::vector<std::string> kExportTargets{"hf", "sidecar"};
+
+void describe_trainer(Schema& schema, TrainerOptions& o) {
+  schema.integer("steps", o.steps, 0, int64_t{1} << 31, "optimizer steps; 0 = the warm start only");
+  schema.integer("global_batch", o.global_batch, 1, 1 << 20, "sequences a step");
+  schema.integer("sequence_length", o.sequence_length, 2, int64_t{1} << 24, "tokens a sequence");
+  schema.real("learning_rate", o.optimizer.learning_rate, 0.0, 10.0, "Adam's peak learning rate");
+  schema.choice<Schedule>("schedule", o.optimizer.schedule,
+                          {{"constant", Schedule::constant}, {"linear", Schedule::linear}, {"cosine", Schedule::cosine}},
+                          "learning rate over steps; linear and cosine decay to 0");
+  schema.integer("warmup_steps", o.optimizer.warmup_steps, 0, 1 << 30, "steps over which the learning rate rises");
+  schema.real("clip", o.optimizer.clip, 0.0, 1e9, "global gradient norm; 0 = off");
+  schema.real("beta1", o.optimizer.beta1, 0.0, 0.99999, "Adam");
+  schema.real("beta2", o.optimizer.beta2, 0.0, 0.99999, "Adam");
+  schema.integer("seed", o.seed, 0, int64_t{1} << 62, "of the data order and the noise");
+  schema.choice<ComputeDtype>(
+      "dtype", o.dtype,
+      {{"auto", ComputeDtype::automatic}, {"float32", ComputeDtype::float32}, {"bfloat16", ComputeDtype::bfloat16}},
+      "of weights and activations; auto: bfloat16 where the processor computes it natively");
+  schema.integer("checkpoint_every", o.checkpoint_every, 1, 1 << 30, "steps between checkpoints");
+  schema.integer("keep", o.keep, 1, 1 << 20, "newest checkpoints kept");
+  schema.choice<ActivationCheckpointing>("activation_checkpointing", o.activation_checkpointing,
+                                         {{"auto", ActivationCheckpointing::automatic},
+                                          {"full", ActivationCheckpointing::full},
+                                          {"none", ActivationCheckpointing::none}},
+                                         "full: recompute each layer in the backward pass; none: keep its graph; auto: "
+                                         "none if it fits memory_limit");
+  schema.bytes_or_auto("memory_limit", o.memory_limit_bytes, "memory the run may use; auto: 80% of what is free");
+}
+
+[[noreturn]] void reject(const std::string& where, const std::string& what, const std::string& remedy) {
+  throw UserError(where, what, {remedy});
+}
+
+}  // namespace
+
+void describe(Schema& schema, Recipe& r) {
+  schema.section("model", "the pretrained model", [&] {
+    schema.path("path", r.model_path, "Hugging Face model directory");
+  });
+  schema.section("data", "what to train on", [&] {
+    schema.list("train", r.data.train, "token files made by `dms prepare`");
+    schema.list("held_out", r.data.held_out, "token files for `dms eval`, never trained on");
+    schema.flag("attend_across_documents", r.data.attend_across_documents,
+                "false: attention, window and shift restart at each document of a sequence");
+  });
+  schema.section("adapter", "the trainable eviction logits", [&] { describe(schema, r.adapter); });
+  schema.section("eviction", "the eviction rule", [&] { describe(schema, r.eviction); });
+  schema.section("compression", "how far to compress, over time", [&] { describe(schema, r.compression); });
+  schema.section("distillation", "the loss against the uncompressed model", [&] { describe(schema, r.distillation); });
+  schema.section("warm_start", "the fit before training", [&] { describe(schema, r.warm_start); });
+  schema.section("trainer", "the run", [&] { describe_trainer(schema, r.trainer); });
+  schema.list("export_targets", r.export_targets, "destinations the result must fit: hf, sidecar");
+}
+
+void check_recipe(const Recipe& r, const std::string& where) {
+  if (r.model_path.empty()) reject(where, "model.path is not set", "set it to a Hugging Face model directory");
+  if (r.data.train.empty()) {
+    reject(where, "data.train is empty", "list at least one token file made by `dms prepare`");
+  }
+  if (r.compression.final < r.compression.initial) {
+    reject(where, "compression.final is smaller than compression.initial", "the target ratio can only rise");
+  }
+  if (r.eviction.window + 1 >= r.trainer.sequence_length) {
+    reject(where,
+           "eviction.window (" + std::to_string(r.eviction.window) +
+               ") leaves no key to evict in a sequence of trainer.sequence_length " +
+               std::to_string(r.trainer.sequence_length),
+           "make the window smaller or the sequences longer");
+  }
+  if (r.adapter.kind == AdapterKind::linear && r.adapter.rank != 0) {
+    reject(where, "adapter.rank is for the neuron adapter", "remove it or set adapter.kind: neuron");
+  }
+  if (r.warm_start.tokens > 0 && r.warm_start.tokens < r.trainer.sequence_length) {
+    reject(where, "warm_start.tokens is less than one sequence of trainer.sequence_length",
+           "set it to 0 (off) or to at least the sequence length");
+  }
+  if (r.warm_start.tokens == 0 && r.trainer.steps == 0) {
+    reject(where, "nothing to do: warm_start.tokens and trainer.steps are both 0", "set one of them");
+  }
+  for (const std::string& target : r.export_targets) {
+    if (std::find(kExportTargets.begin(), kExportTargets.end(), target) == kExportTargets.end()) {
+      reject(where, "unknown export target '" + target + "'", did_you_mean(target, kExportTargets).empty()
+                                                                   ? "targets: hf, sidecar"
+                                                                   : did_you_mean(target, kExportTargets));
+    }
+  }
+}
+
+Recipe read_recipe(const std::string& path, std::span<const std::string> overrides) {
+  Recipe recipe;
+  parse_yaml_file(path, overrides, [&](Schema& schema) { describe(schema, recipe); });
+  check_recipe(recipe, path);
+  return recipe;
+}
+
+std::string dump_recipe(Recipe recipe) {
+  return dump_yaml([&](Schema& schema) { describe(schema, recipe); });
+}
+
+StepOptions step_options(const Recipe& r) {
+  StepOptions options;
+  options.eviction = r.eviction;
+  options.compression = r.compression;
+  options.distillation = r.distillation;
+  options.checkpointing = r.trainer.activation_checkpointing;
+  options.attend_across_documents = r.data.attend_across_documents;
+  options.seed = static_cast<uint64_t>(r.trainer.seed);
+  return options;
+}
+
+}  // namespace dms

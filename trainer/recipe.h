@@ -1,0 +1,64 @@
+// The root of a recipe: the components' options summed up, and the rules that span two of them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/adapter.h"
+#include "model/eviction.h"
+#include "recipes/schema.h"
+#include "trainer/compression.h"
+#include "trainer/distill.h"
+#include "trainer/optimizer.h"
+#include "trainer/step.h"
+#include "trainer/warm_start.h"
+
+namespace dms {
+
+enum class ComputeDtype { automatic, float32, bfloat16 };
+
+struct DataOptions {
+  std::vector<std::string> train, held_out;
+  bool attend_across_documents = true;
+};
+
+struct TrainerOptions {
+  int64_t steps = 544;
+  int64_t global_batch = 8;
+  int64_t sequence_length = 1024;
+  int64_t seed = 42;
+  ComputeDtype dtype = ComputeDtype::automatic;
+  int64_t checkpoint_every = 34;
+  int64_t keep = 5;
+  ActivationCheckpointing activation_checkpointing = ActivationCheckpointing::automatic;
+  int64_t memory_limit_bytes = -1;  // -1 = auto
+  OptimizerOptions optimizer;
+};
+
+struct Recipe {
+  std::string model_path;
+  DataOptions data;
+  AdapterOptions adapter;
+  EvictionOptions eviction;
+  CompressionOptions compression;
+  DistillationOptions distillation;
+  WarmStartOptions warm_start;
+  TrainerOptions trainer;
+  std::vector<std::string> export_targets;
+};
+void describe(Schema& schema, Recipe& recipe);
+
+// Reads and checks a recipe.  Throws UserError.
+Recipe read_recipe(const std::string& path, std::span<const std::string> overrides);
+
+// The rules that span components; `where` names the recipe.  Throws UserError.
+void check_recipe(const Recipe& recipe, const std::string& where);
+
+std::string dump_recipe(Recipe recipe);
+
+// The parts of a recipe that the training step reads.
+StepOptions step_options(const Recipe& recipe);
+
+}  // namespace dms

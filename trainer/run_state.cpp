@@ -1,0 +1,81 @@
+#include "trainer/run_state.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "checkpoints/run_dir.h"
+#include "checkpoints/safetensors.h"
+#include "data/staged_file.h"
+#include "recipes/user_error.h"
+
+namespace dms {
+
+namespace {
+
+namespace fs = std::filesystem;
+constexpr int kStateVersion = 1;
+
+// Keys that may differ between a run and its continuation: they do not change what a step computes.
+const std::vector<std::string> kFreeKeys{"data.held_out",          "trainer.checkpoint_every",
+                                         "trainer.keep",           "trainer.memory_limit",
+                                         "trainer.activation_checkpointing", "export_targets",
+                                         "model.path"};
+
+std::vector<OptionRow> rows_of(Recipe recipe) {
+  return option_rows([&](Schema& schema) { describe(schema, recipe); });
+}
+
+}  // namespace
+
+void save_checkpoint(const std::string& run_dir, const Adapter& adapter, const Optimizer& optimizer,
+                     const Recipe& recipe, const AdapterOrigin& origin) {
+  fs::create_directories(fs::path(run_dir) / "checkpoints");
+  StagedDir staged(checkpoint_path(run_dir, origin.step));
+  write_adapter_file(staged.path(), to_adapter_file(adapter, recipe, origin));
+  write_safetensors(staged.path() + "/optimizer.safetensors", optimizer.state());
+  write_file(staged.path() + "/recipe.yaml", dump_recipe(recipe));
+  write_file(staged.path() + "/trainer_state.json",
+             nlohmann::ordered_json{{"version", kStateVersion}, {"step", origin.step}}.dump(2) + "\n");
+  write_manifest(staged.path(), origin.step);
+  staged.commit();
+
+  const std::vector<CheckpointDir> checkpoints = list_checkpoints(run_dir);
+  for (size_t i = static_cast<size_t>(recipe.trainer.keep); i < checkpoints.size(); ++i) {
+    fs::remove_all(checkpoints[i].path);
+  }
+}
+
+int64_t load_optimizer(const std::string& checkpoint_dir, Optimizer& optimizer) {
+  const std::string state_path = checkpoint_dir + "/trainer_state.json";
+  const auto state = nlohmann::json::parse(read_file(state_path), nullptr, false);
+  if (!state.is_object() || state.value("version", 0) != kStateVersion || !state.contains("step") ||
+      !state["step"].is_number_integer()) {
+    throw UserError(state_path, "not a trainer state of version " + std::to_string(kStateVersion));
+  }
+  const auto file = SafetensorsFile::open(checkpoint_dir + "/optimizer.safetensors");
+  NamedTensors tensors;
+  for (const SafetensorsEntry& entry : file->entries()) tensors.emplace_back(entry.name, file->tensor(entry.name));
+  optimizer.load_state(tensors);
+  return state["step"].get<int64_t>();
+}
+
+Recipe recipe_to_resume(const std::string& run_dir, Recipe asked) {
+  Recipe resolved = read_recipe(run_dir + "/recipe.yaml", {});
+  if (asked.trainer.dtype == ComputeDtype::automatic) asked.trainer.dtype = resolved.trainer.dtype;
+  const std::vector<OptionRow> before = rows_of(resolved), now = rows_of(asked);
+  std::vector<std::string> differences;
+  for (size_t i = 0; i < before.size(); ++i) {
+    const bool free = std::find(kFreeKeys.begin(), kFreeKeys.end(), before[i].name) != kFreeKeys.end() ||
+                      (before[i].name == "trainer.steps" && resolved.trainer.optimizer.schedule == Schedule::constant);
+    if (!free && before[i].value != now[i].value) {
+      differences.push_back(before[i].name + ": the run has " + before[i].value + ", asked is " + now[i].value);
+    }
+  }
+  if (!differences.empty()) {
+    differences.push_back("continue with the run's own " + run_dir + "/recipe.yaml, or start another --run-dir");
+    throw UserError(run_dir, "cannot resume with a recipe that trains differently", differences);
+  }
+  return asked;
+}
+
+}  // namespace dms

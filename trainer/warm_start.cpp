@@ -1,0 +1,141 @@
+#include "trainer/warm_start.h"
+
+#include <chrono>
+
+#include "model/attention.h"
+#include "model/block.h"
+#include "recipes/user_error.h"
+#include "trainer/importance.h"
+
+namespace dms {
+
+namespace {
+
+// Sequences whose importance sets the threshold: a quantile over all their (layer, head, key) triples.
+constexpr size_t kPilotSequences = 6;
+// A key's importance is an average over its far queries; fewer than these are too noisy to learn from.
+constexpr int64_t kFewestFarQueries = 64;
+
+struct CalibrationSequence {
+  DocumentOffsets documents;
+  at::Tensor x_TD;
+};
+
+std::vector<CalibrationSequence> embed(WeightSource& source, const std::vector<Sample>& samples, size_t count,
+                                       bool attend_across_documents) {
+  std::vector<CalibrationSequence> sequences;
+  for (size_t s = 0; s < std::min(count, samples.size()); ++s) {
+    const auto num_tokens = static_cast<int64_t>(samples[s].tokens.size());
+    sequences.push_back({attend_across_documents ? DocumentOffsets{0, num_tokens} : samples[s].document_offsets,
+                         embed_tokens(source, samples[s].tokens)});
+  }
+  return sequences;
+}
+
+// The keys that the fit sees, and the token whose features decide about each.
+std::vector<int64_t> fitted_keys(const DocumentOffsets& documents, int64_t window) {
+  std::vector<int64_t> keys;
+  for (size_t j = 0; j + 1 < documents.size(); ++j) {
+    const int64_t begin = documents[j], end = documents[j + 1];
+    const int64_t fewest = std::min(kFewestFarQueries, (end - begin) / 8 + 1);
+    for (int64_t k = begin; k + window + fewest < end; ++k) keys.push_back(k);
+  }
+  return keys;
+}
+
+struct LayerObservation {
+  at::Tensor features_ND;    // undefined when not wanted
+  at::Tensor importance_NG;
+};
+
+// Runs one layer of the teacher over a sequence, moving its x_TD on, and returns what the fit needs.
+LayerObservation observe_layer(const Architecture& a, const LayerWeights& weights, const Adapter& adapter,
+                               const EvictionOptions& eviction, int64_t layer, const RopeTables& rope,
+                               CalibrationSequence& sequence, bool with_features) {
+  const at::Tensor normed_TD = rms_norm(sequence.x_TD, weights.input_norm, a.rms_norm_eps);
+  const AttentionInputs in = attention_inputs(a, weights, normed_TD, rope, {});
+  const FlashOutput attention = causal_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, sequence.documents);
+  const at::Tensor importance_GT = key_importance_GT(a, weights, in, attention.out_BHTd, attention.lse_BHT,
+                                                     sequence.x_TD, eviction.window, sequence.documents);
+  const at::Tensor keys_N = at::tensor(fitted_keys(sequence.documents, eviction.window), at::kLong);
+  LayerObservation observation;
+  observation.importance_NG = importance_GT.index_select(1, keys_N).t().contiguous();
+  if (with_features) {
+    observation.features_ND = adapter.features_TD(layer, sequence.x_TD, normed_TD)
+                                  .index_select(0, keys_N + eviction.decision_shift);
+  }
+  sequence.x_TD = finish_layer(a, weights, sequence.x_TD, attention.out_BHTd);
+  return observation;
+}
+
+double pilot_threshold(WeightSource& source, const Adapter& adapter, const EvictionOptions& eviction,
+                       const WarmStartOptions& options, const RopeTables& rope,
+                       std::vector<CalibrationSequence> sequences) {
+  const Architecture& a = source.architecture();
+  std::vector<at::Tensor> importance;
+  for (int64_t layer = 0; layer < a.num_layers; ++layer) {
+    const LayerWeights weights = source.layer(layer);
+    for (CalibrationSequence& sequence : sequences) {
+      importance.push_back(
+          observe_layer(a, weights, adapter, eviction, layer, rope, sequence, false).importance_NG.reshape({-1}));
+    }
+  }
+  return order_statistic(at::cat(importance), 1.0 - 1.0 / options.compression);
+}
+
+}  // namespace
+
+void describe(Schema& schema, WarmStartOptions& o) {
+  schema.integer("tokens", o.tokens, 0, int64_t{1} << 40, "calibration tokens for the fit before training; 0 = off");
+  schema.real("compression", o.compression, 1.0, 1e6, "compression ratio whose budget the fit meets");
+  schema.integer("iterations", o.fit.iterations, 0, 100000, "optimizer iterations a layer");
+  schema.real("weight_cap", o.fit.weight_cap, 1.0, 1e9, "largest cost of one wrong decision, in thresholds");
+  schema.real("weight_decay", o.fit.weight_decay, 0.0, 1e3, "L2 penalty of the fit");
+}
+
+WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const EvictionOptions& eviction,
+                           const WarmStartOptions& options, bool attend_across_documents, const RopeTables& rope,
+                           const std::vector<Sample>& samples,
+                           const std::function<void(int64_t, int64_t)>& progress, const std::function<bool()>& stop) {
+  const at::NoGradGuard no_grad;
+  const auto begin = std::chrono::steady_clock::now();
+  const Architecture& a = source.architecture();
+  WarmStartResult result;
+  result.threshold = pilot_threshold(source, adapter, eviction, options, rope,
+                                     embed(source, samples, kPilotSequences, attend_across_documents));
+
+  std::vector<CalibrationSequence> sequences = embed(source, samples, samples.size(), attend_across_documents);
+  for (const Sample& sample : samples) result.tokens += static_cast<int64_t>(sample.tokens.size());
+  FitOptions fit = options.fit;
+  fit.with_intercept = adapter.options().bias == AdapterBias::per_head;
+  std::vector<KeepFunction> keep;
+  std::vector<at::Tensor> score_NG;
+  for (int64_t layer = 0; layer < a.num_layers; ++layer) {
+    if (stop()) throw Interrupted("stopped during the warm start; nothing of it is kept");
+    const LayerWeights weights = source.layer(layer);
+    std::vector<at::Tensor> features, importance;
+    for (CalibrationSequence& sequence : sequences) {
+      LayerObservation seen = observe_layer(a, weights, adapter, eviction, layer, rope, sequence, true);
+      features.push_back(std::move(seen.features_ND));
+      importance.push_back(std::move(seen.importance_NG));
+    }
+    const at::Tensor features_ND = at::cat(features);
+    features.clear();
+    keep.push_back(fit_keep_function(features_ND, at::cat(importance), result.threshold, fit));
+    score_NG.push_back(at::matmul(features_ND, keep.back().weight_GD.t()) + keep.back().intercept_G);
+    progress(layer + 1, a.num_layers);
+  }
+
+  // Evict the share 1 - 1/CR with the lowest keep scores: logit = cut - score.
+  const double cut = order_statistic(at::cat(score_NG), 1.0 - 1.0 / options.compression);
+  if (adapter.options().bias == AdapterBias::none) adapter.set_alpha_offset(-cut);
+  for (int64_t layer = 0; layer < a.num_layers; ++layer) {
+    const size_t i = static_cast<size_t>(layer);
+    adapter.set_logit_function(layer, -keep[i].weight_GD, cut - keep[i].intercept_G);
+    result.layer_eviction_rate.push_back(at::mean((score_NG[i] < cut).to(at::kFloat)).item<double>());
+  }
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return result;
+}
+
+}  // namespace dms
