@@ -58,7 +58,7 @@ stage() {
     "$@" 2>&1 | watch_log "$log" || status=$?
   fi
   if [ $status -ne 0 ]; then
-    [ $status = 3 ] && { echo "Stopped after saving. Run tools/quickstart.sh again to go on."; exit 3; }
+    [ $status = 3 ] && { echo "Stopped. Run tools/quickstart.sh again to go on."; exit 3; }
     [ "$mode" = shown ] || tail -n 20 "$log" >&2
     echo "quickstart: stage '$name' failed with exit code $status; its output is in $log" >&2
     exit $status
