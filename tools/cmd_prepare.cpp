@@ -124,11 +124,11 @@ void add_prepare(CLI::App& program) {
       ->type_name("INPUT...");
   command->add_option("--jobs", options->jobs, "Threads (default: one a processor)")
       ->type_name("N")
-      ->check(CLI::Range(1, 1024));
+      ->check(CLI::Range(1, 1024).description(""));
   command->add_flag("--append-eos", options->append_eos, "End each document with the EOS token");
   command->add_option("--min-tokens", options->min_tokens, "Leave out documents with fewer tokens")
       ->type_name("N")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+      ->check(CLI::PositiveNumber.description(""));
   command->add_flag("--force", options->force, "Replace an existing output file");
   command->footer(
       "Example:\n  dms prepare --tokenizer model --out train.h5 text/train more.jsonl\n\n"

@@ -13,12 +13,14 @@ import pathlib
 import random
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import unicodedata
 import unittest
 
 import tokenizers
 
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TOKENIZE_LINES = None
 MODEL_DIR = None
 
@@ -70,10 +72,12 @@ def known_to_all(character):
 
 @functools.cache
 def real_texts():
-    """Documentation on this machine: at least half a megabyte of English, code and other languages."""
+    """Over half a megabyte: the sample text where it was made, this machine's documentation, Python's own library."""
     texts, size = [], 0
-    for pattern in ("perl/5*/pod/*.pod", "doc/*/README*", "doc/*/NEWS*", "doc/*/copyright", "common-licenses/*", "i18n/locales/*"):
-        for path in sorted(pathlib.Path("/usr/share").glob(pattern))[:40]:
+    stdlib = sysconfig.get_paths()["stdlib"]
+    for root, pattern in ((REPOSITORY / "quickstart/text", "**/*.txt"), ("/usr/share/doc", "*/README*"),
+                          ("/usr/share/doc", "*/NEWS*"), ("/usr/share/i18n/locales", "*"), (stdlib, "*.py")):
+        for path in sorted(pathlib.Path(root).glob(pattern))[:40]:
             if path.suffix == ".gz" or not path.is_file():
                 continue
             text = path.read_bytes()[:60_000].decode("utf-8", errors="ignore")
