@@ -134,9 +134,10 @@ class ParseVisitor : public Schema {
       const bool strange_item =
           given.node->kind == YamlNode::Kind::sequence && items.size() != given.node->items.size();
       if (given.node->kind == YamlNode::Kind::mapping || strange_item) {
-        report_value(given,
-                     "'" + path + "' is " + describe_kind(*given.node) + (strange_item ? " with an item that is not text" : ""),
-                     {"expected a list of texts, e.g. [a, b]; default " + fallback});
+        report_value(
+            given,
+            "'" + path + "' is " + describe_kind(*given.node) + (strange_item ? " with an item that is not text" : ""),
+            {"expected a list of texts, e.g. [a, b]; default " + fallback});
       } else if (given.node->kind == YamlNode::Kind::null) {
         report_null(given, path, fallback);
       } else {
@@ -280,7 +281,8 @@ class ParseVisitor : public Schema {
 
   void report_unknown_override(const Override& given) {
     if (std::find(section_paths_.begin(), section_paths_.end(), given.key) != section_paths_.end()) {
-      report(given.text, "'" + given.key + "' is a section", {"expected one of its options: " + given.key + ".NAME=value"});
+      report(given.text, "'" + given.key + "' is a section",
+             {"expected one of its options: " + given.key + ".NAME=value"});
       return;
     }
     std::vector<std::string> details;

@@ -33,8 +33,7 @@ class Schema {
   virtual void bytes_or_auto(std::string_view name, int64_t& value, std::string_view help) = 0;
 
   template <class E>
-  void choice(std::string_view name, E& value, std::vector<std::pair<std::string, E>> choices,
-              std::string_view help) {
+  void choice(std::string_view name, E& value, std::vector<std::pair<std::string, E>> choices, std::string_view help) {
     std::vector<std::string> names;
     size_t current = 0;
     for (size_t i = 0; i < choices.size(); ++i) {

@@ -18,7 +18,7 @@ struct YamlNode {
   std::string text;     // scalar
   bool quoted = false;  // scalar in quotes or block style: text even where it looks like a number
   int line = 1, column = 1;
-  std::vector<Pointer> items;                       // sequence
+  std::vector<Pointer> items;                        // sequence
   std::vector<std::pair<Pointer, Pointer>> entries;  // mapping, in file order, duplicates kept
 };
 

@@ -13,12 +13,31 @@ constexpr int64_t int64_min = std::numeric_limits<int64_t>::min(), int64_max = s
 
 TEST(OptionValue, IntegersAreDecimalAndExact) {
   const std::vector<std::pair<const char*, std::optional<int64_t>>> cases = {
-      {"0", 0},          {"-0", 0},        {"+7", 7},          {"1_000_000", 1'000'000}, {"62e6", 62'000'000},
-      {"1E+3", 1000},    {"-5", -5},       {"0e9", 0},         {"8.0", std::nullopt},    {"1e-3", std::nullopt},
-      {"", std::nullopt}, {"-", std::nullopt}, {"0x10", std::nullopt}, {"010", std::nullopt}, {"1__0", std::nullopt},
-      {"_1", std::nullopt}, {"1_", std::nullopt}, {"1e", std::nullopt}, {"e3", std::nullopt}, {"1 ", std::nullopt},
-      {"--1", std::nullopt}, {"1e999", std::nullopt}, {"twelve", std::nullopt},
-      {"9223372036854775807", int64_max}, {"-9223372036854775808", int64_min},
+      {"0", 0},
+      {"-0", 0},
+      {"+7", 7},
+      {"1_000_000", 1'000'000},
+      {"62e6", 62'000'000},
+      {"1E+3", 1000},
+      {"-5", -5},
+      {"0e9", 0},
+      {"8.0", std::nullopt},
+      {"1e-3", std::nullopt},
+      {"", std::nullopt},
+      {"-", std::nullopt},
+      {"0x10", std::nullopt},
+      {"010", std::nullopt},
+      {"1__0", std::nullopt},
+      {"_1", std::nullopt},
+      {"1_", std::nullopt},
+      {"1e", std::nullopt},
+      {"e3", std::nullopt},
+      {"1 ", std::nullopt},
+      {"--1", std::nullopt},
+      {"1e999", std::nullopt},
+      {"twelve", std::nullopt},
+      {"9223372036854775807", int64_max},
+      {"-9223372036854775808", int64_min},
   };
   for (const auto& [text, value] : cases) EXPECT_EQ(parse_integer(text), value) << text;
 }

@@ -87,9 +87,7 @@ TEST(Schema, KeepsDefaultsOfWhatIsNotGiven) {
   EXPECT_EQ(parse("trainer:\n  steps: 7\n"), expected);
 }
 
-TEST(Schema, FollowsAnchorsAndAliases) {
-  EXPECT_EQ(parse("title: &x abc\ndata: {held_out: *x}\n").held_out, "abc");
-}
+TEST(Schema, FollowsAnchorsAndAliases) { EXPECT_EQ(parse("title: &x abc\ndata: {held_out: *x}\n").held_out, "abc"); }
 
 TEST(Schema, KeepsTheLineBreaksOfBlockText) {
   EXPECT_EQ(parse("title: |\n  a\n  b\n").title, "a\nb\n");
@@ -184,7 +182,8 @@ TEST(Schema, SaysWhereAndWhatIsWrongAndWhatWasExpected) {
        "run.yaml:1:15: 'data.train' is a list with an item that is not text\n"
        "  expected a list of texts, e.g. [a, b]; default [train.h5]"},
       {"data: {held_out: \"a\\x07b\"}",
-       "run.yaml:1:18: 'data.held_out': 'a\x07" "b' holds a control character\n"
+       "run.yaml:1:18: 'data.held_out': 'a\x07"
+       "b' holds a control character\n"
        "  expected a path; default held-out.h5"},
       {"- a\n- b\n", "run.yaml:1:1: expected sections with options (key: value), found a list"},
       {"just text", "run.yaml:1:1: expected sections with options (key: value), found 'just text'"},
@@ -240,7 +239,8 @@ TEST(Schema, ALongListOfProblemsIsCutAndCounted) {
 TEST(Schema, LocatesSyntaxErrors) {
   const std::vector<ErrorCase> cases = {
       {"a: [1, 2\nb: 3\n", "run.yaml:2:2: YAML syntax: end of sequence flow not found"},
-      {"trainer:\n\tsteps: 3\n", "run.yaml:2:7: YAML syntax: illegal map value\n"
+      {"trainer:\n\tsteps: 3\n",
+       "run.yaml:2:7: YAML syntax: illegal map value\n"
        "  the line is indented with a tab; YAML wants spaces"},
       {"title: *nowhere\n", "run.yaml:1:8: YAML syntax: the referenced anchor is not defined"},
       {"title: \"abc\n", "run.yaml:1:12: YAML syntax: illegal EOF in scalar"},
@@ -255,7 +255,9 @@ TEST(Schema, LocatesSyntaxErrors) {
       {"trainer: &t\n  adapter: *t\n", "run.yaml:2:12: an alias of the node that contains it"},
       {"title: caf\xe9\n", "run.yaml:1:11: byte 0xe9 is not UTF-8 text\n  expected plain text in UTF-8"},
       {"title: a\x01\n", "run.yaml:1:9: byte 0x01 is a control character\n  expected plain text in UTF-8"},
-      {"\xff\xfe" "a", "run.yaml:1:1: byte 0xff is not UTF-8 text\n  expected plain text in UTF-8"},
+      {"\xff\xfe"
+       "a",
+       "run.yaml:1:1: byte 0xff is not UTF-8 text\n  expected plain text in UTF-8"},
   };
   for (const ErrorCase& c : cases) EXPECT_EQ(error_of(c.yaml), c.message) << c.yaml;
 }
@@ -279,8 +281,8 @@ TEST(Schema, AliasesDoNotMultiply) {
 
 TEST(Overrides, WinOverTheFileAndTheLastWinsOverTheFirst) {
   const Options options = parse("trainer: {steps: 5, adapter: {kind: neuron}}\ndata: {train: [a, b]}",
-                                {"trainer.steps=6", "trainer.steps=7", "trainer.adapter.kind=linear", "data.train=[c, d]",
-                                 "title=a: b = [c]", "data.held_out="});
+                                {"trainer.steps=6", "trainer.steps=7", "trainer.adapter.kind=linear",
+                                 "data.train=[c, d]", "title=a: b = [c]", "data.held_out="});
   EXPECT_EQ(options.steps, 7);
   EXPECT_EQ(options.kind, Kind::linear);
   EXPECT_EQ(options.train, (std::vector<std::string>{"c", "d"}));
@@ -360,9 +362,11 @@ TEST(Dump, IsGoldenWithAndWithoutHelp) {
 }
 
 TEST(Dump, ReadsBackExactly) {
-  const std::vector<std::string> awkward = {"", " ", "null", "~", "true", "1e3", "a #b", "- a", "'", "\"", "\\", "a\nb",
-                                            "\t", "caf\u00e9 \U0001F600", "[a]", "{a: b}", "*x", "&x", "!x", "%x", "@x",
-                                            "a: ", ": a", "?", "...", "---", "a\x7f\x01", "trailing ", "<<", "=", "0x1"};
+  const std::vector<std::string> awkward = {"",    " ",      "null", "~",   "true", "1e3",       "a #b",
+                                            "- a", "'",      "\"",   "\\",  "a\nb", "\t",        "caf\u00e9 \U0001F600",
+                                            "[a]", "{a: b}", "*x",   "&x",  "!x",   "%x",        "@x",
+                                            "a: ", ": a",    "?",    "...", "---",  "a\x7f\x01", "trailing ",
+                                            "<<",  "=",      "0x1"};
   for (const std::string& text : awkward) {
     Options options;
     options.title = text;

@@ -9,15 +9,15 @@ namespace dms {
 
 struct ChildOptions {
   double timeout_seconds = 60.0;
-  std::string directory = "";       // current directory; empty = the parent's
+  std::string directory = "";                 // current directory; empty = the parent's
   std::vector<std::string> environment = {};  // "NAME=value", added to the parent's
-  int64_t file_size_limit_bytes = -1;    // RLIMIT_FSIZE; a write beyond it fails with EFBIG as on a full disk
-  bool drop_privileges = false;          // as user nobody when started by root, whom permissions do not bind
+  int64_t file_size_limit_bytes = -1;         // RLIMIT_FSIZE; a write beyond it fails with EFBIG as on a full disk
+  bool bound_by_permissions = false;          // even when started by root
 };
 
 struct ChildResult {
-  int exit_code = -1;    // -1 when a signal ended it
-  int signal = 0;        // 0 when it ended by itself
+  int exit_code = -1;      // -1 when a signal ended it
+  int signal = 0;          // 0 when it ended by itself
   bool timed_out = false;  // it was killed at the limit
   std::string out, err;
 };

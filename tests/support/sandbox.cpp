@@ -21,6 +21,7 @@ std::string Sandbox::read(const std::string& name) const {
 
 void Sandbox::write(const std::string& name, const std::string& bytes) {
   fs::create_directories(fs::path(directory_ / name).parent_path());
+  if (name.ends_with('/')) return;
   std::ofstream file(directory_ / name, std::ios::binary | std::ios::trunc);
   file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   if (!file.flush()) throw std::runtime_error("cannot write " + name);
@@ -89,6 +90,13 @@ Spoil replaced(std::string name, std::string from, std::string to) {
 
 Spoil made_directory(std::string name) {
   return [=](Sandbox& sandbox) { fs::create_directories(sandbox / name); };
+}
+
+Spoil made_read_only_directory(std::string name) {
+  return [=](Sandbox& sandbox) {
+    fs::create_directories(sandbox / name);
+    fs::permissions(sandbox / name, fs::perms::owner_read | fs::perms::owner_exec);
+  };
 }
 
 Spoil both(Spoil first, Spoil second) {

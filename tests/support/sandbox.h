@@ -12,7 +12,7 @@ namespace dms {
 
 class Sandbox {
  public:
-  // `files`: name below the directory -> bytes.
+  // `files`: name below the directory -> bytes; a name that ends with '/' is a directory.
   explicit Sandbox(const std::map<std::string, std::string>& files);
 
   const std::string& path() const { return directory_.path(); }
@@ -39,6 +39,7 @@ Spoil flipped(std::string name, size_t offset);  // one bit of one byte
 Spoil appended(std::string name, std::string bytes);
 Spoil replaced(std::string name, std::string from, std::string to);  // the one place where `from` occurs
 Spoil made_directory(std::string name);
+Spoil made_read_only_directory(std::string name);  // for a child that is bound_by_permissions
 Spoil both(Spoil first, Spoil second);
 
 }  // namespace dms

@@ -10,18 +10,16 @@
 namespace dms {
 
 struct BadInput {
-  std::string name;     // a test's name
-  Spoil spoil;          // applied to a sandbox of valid files
-  std::string command;  // after `dms`, split at spaces; run in the sandbox
-  std::string first_line;   // of stderr, after "dms COMMAND: ": must contain this
-  std::string details = "";  // somewhere in stderr; "" = not checked
+  std::string name;          // a test's name
+  Spoil spoil;               // applied to a sandbox of valid files
+  std::string command;       // after `dms`, split at spaces; run in the sandbox
+  std::string first_line;    // of the message must contain this
+  std::string details = "";  // somewhere in the message; "" = not checked
   int exit_code = 2;
   ChildOptions limits = {};
+  std::string may_leave = "";  // a file or directory that may remain, for what was finished before a full disk
 };
 
 const std::vector<BadInput>& bad_inputs();
-
-// What the sandbox holds before it is spoiled: a model, texts, token files, a recipe, a run.  Made once.
-const std::map<std::string, std::string>& valid_files();
 
 }  // namespace dms

@@ -20,10 +20,10 @@ VISIBLE = {
 # What is included -> the only files that may include it.
 PLACES = [
     (r"yaml-cpp/", r"recipes/yaml_tree\.cpp"),
-    (r"(hdf5|H5)", r"data/token_file\w*\.(h|cpp)"),
+    (r"(hdf5|H5)", r"(data/token_file\w*\.(h|cpp)|tests/support/raw_token_file\.cpp)"),
     (r"(pcre2|utf8proc)", r"data/\w+\.cpp"),
     (r"CLI/", r"tools/\w+\.cpp"),
-    (r"nlohmann/json\.hpp", r".*\.cpp"),
+    (r"nlohmann/json\.hpp", r"(.*\.cpp|tests/.*)"),
     (r"protozero/", r"trainer/tensorboard\.cpp"),
     (r"(ATen|c10|torch)/", r"(model|checkpoints|trainer|tools|tests)/.*"),
     (r"torch/csrc/distributed/", r"trainer/ranks\w*\.(h|cpp)"),
