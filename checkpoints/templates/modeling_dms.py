@@ -23,6 +23,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from .cache_dms import DmsCache, DmsCacheLayer
 from .configuration_dms import DmsLlamaConfig, DmsQwen2Config, DmsQwen3Config
 
+TRANSFORMERS_4 = int(transformers_version.split(".")[0]) < 5
+
 
 class DmsRMSNorm(nn.Module):
     def __init__(self, size, eps):
@@ -207,11 +209,17 @@ class DmsPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = False
     _no_split_modules = ["DmsDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
-    # Each weight by name: dms_neuron.index holds integers, which this list would turn into floats.
-    _keep_in_fp32_modules_strict = [
-        "dms_proj_alpha", "dms_proj_alpha_norm", "dms_neuron.weight", "dms_neuron.bias", "lora_A", "lora_B",
-    ]  # fmt: skip
     _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        if config.dms_adapter == "linear":
+            adapter = ["dms_proj_alpha", "dms_proj_alpha_norm"]
+        elif TRANSFORMERS_4:  # wants names of modules
+            adapter = ["dms_neuron"]
+        else:  # the whole module would include dms_neuron.index, and turn it into floats
+            adapter = ["dms_neuron.weight", "dms_neuron.bias", "lora_A", "lora_B"]
+        self._keep_in_fp32_modules_strict = adapter
 
 
 class DmsModel(DmsPreTrainedModel):
@@ -309,11 +317,7 @@ class DmsModel(DmsPreTrainedModel):
 
 class DmsForCausalLM(DmsPreTrainedModel, GenerationMixin):
     _is_stateful = True  # evicted tokens cannot come back: generate() then refuses assisted decoding
-    _tied_weights_keys = (
-        ["lm_head.weight"]
-        if int(transformers_version.split(".")[0]) < 5
-        else {"lm_head.weight": "model.embed_tokens.weight"}
-    )
+    _tied_weights_keys = ["lm_head.weight"] if TRANSFORMERS_4 else {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config):
         super().__init__(config)
