@@ -17,7 +17,8 @@ namespace {
 
 constexpr hsize_t kScanTokens = 1 << 20;
 
-const std::vector<std::string> kDamaged = {"the file looks damaged or cut short: copy it again or remake it with 'dms prepare'"};
+const std::vector<std::string> kDamaged = {
+    "the file looks damaged or cut short: copy it again or remake it with 'dms prepare'"};
 
 [[noreturn]] void throw_damaged(const std::string& path, const std::string& what) {
   throw UserError(path, what + " (HDF5: " + hdf5_error() + ")", kDamaged);
@@ -40,7 +41,8 @@ class Dataset {
       if (H5Lget_info(file, name.substr(0, slash).c_str(), &link, H5P_DEFAULT) < 0) {
         throw UserError(path, "has no dataset '/" + name + "'", kDamaged);
       }
-      if (link.type != H5L_TYPE_HARD) throw UserError(path, "'/" + name + "' is a soft or external link; not supported");
+      if (link.type != H5L_TYPE_HARD)
+        throw UserError(path, "'/" + name + "' is a soft or external link; not supported");
       if (slash == std::string::npos) break;
     }
     id_ = Hdf5Id(H5Dopen2(file, name.c_str(), H5P_DEFAULT));
@@ -78,6 +80,22 @@ class Dataset {
     return values;
   }
 
+  // Of variable-length strings, as our writer and h5py make them.
+  std::vector<std::string> read_text() const {
+    if (H5Tget_class(type_) != H5T_STRING || H5Tis_variable_str(type_) <= 0) {
+      throw UserError(path_, "'/" + name_ + "' must hold variable-length strings", kDamaged);
+    }
+    std::vector<char*> elements(size_);
+    if (H5Dread(id_, type_, H5S_ALL, H5S_ALL, H5P_DEFAULT, elements.data()) < 0) {
+      throw_damaged(path_, "'/" + name_ + "' cannot be read");
+    }
+    std::vector<std::string> texts;
+    for (const char* element : elements) texts.emplace_back(element == nullptr ? "" : element);
+    Hdf5Id space(H5Dget_space(id_));
+    H5Dvlen_reclaim(type_, space, H5P_DEFAULT, elements.data());
+    return texts;
+  }
+
  private:
   void check_storage() const {
     Hdf5Id properties(H5Dget_create_plist(id_));
@@ -90,8 +108,10 @@ class Dataset {
     constexpr hsize_t kLargestRatio = 1100, kSlackBytes = 1 << 20;
     const hsize_t stored_bytes = H5Dget_storage_size(id_);
     if (size_ / kLargestRatio > (stored_bytes + kSlackBytes) / std::max<size_t>(1, element_bytes())) {
-      throw UserError(path_, "'/" + name_ + "' claims " + std::to_string(size_) + " elements but stores only " +
-                                 std::to_string(stored_bytes) + " bytes", kDamaged);
+      throw UserError(path_,
+                      "'/" + name_ + "' claims " + std::to_string(size_) + " elements but stores only " +
+                          std::to_string(stored_bytes) + " bytes",
+                      kDamaged);
     }
   }
 
@@ -128,9 +148,9 @@ nlohmann::json read_attribute(hid_t file, const char* name) {
 nlohmann::json read_attributes(hid_t file) {
   nlohmann::json attributes = nlohmann::json::object();
   for (const char* name :
-       {"format", "version", "complete", "created_by", "created_utc", "vocab_size", "tokenizer_sha256", "tokenizer_name",
-        "chat_template_sha256", "template", "date_string", "bos_token_id", "eos_token_id", "pad_token_id", "num_tokens",
-        "num_documents", "tokens_sha256", "options_json"}) {
+       {"format", "version", "complete", "created_by", "created_utc", "vocab_size", "tokenizer_sha256",
+        "tokenizer_name", "chat_template_sha256", "template", "date_string", "bos_token_id", "eos_token_id",
+        "pad_token_id", "num_tokens", "num_documents", "tokens_sha256", "options_json"}) {
     if (H5Aexists(file, name) > 0) attributes[name] = read_attribute(file, name);
   }
   return attributes;
@@ -169,6 +189,12 @@ class Hdf5TokenFile : public TokenFile {
   const std::string& tokenizer_sha256() const override { return tokenizer_sha256_; }
   const std::vector<int64_t>& document_offsets() const override { return offsets_; }
   std::string attributes_json() const override { return attributes_.dump(); }
+
+  std::vector<std::string> source_names() const override {
+    std::lock_guard lock(hdf5_mutex());
+    if (!attributes_.contains("format") || !has_link(file_, "sources/name")) return {};
+    return Dataset(file_, "sources/name", path_).read_text();
+  }
 
   std::vector<int32_t> tokens(int64_t begin, int64_t end) const override {
     check_range(begin, end);
@@ -271,9 +297,12 @@ class Hdf5TokenFile : public TokenFile {
   }
 
   void check_count(const char* attribute, hsize_t found) const {
-    if (const int64_t expected = integer_attribute(attribute); expected < 0 || static_cast<hsize_t>(expected) != found) {
-      throw UserError(path_, "holds " + std::to_string(found) + " where attribute '" + attribute + "' says " +
-                                 std::to_string(expected), kDamaged);
+    if (const int64_t expected = integer_attribute(attribute);
+        expected < 0 || static_cast<hsize_t>(expected) != found) {
+      throw UserError(
+          path_,
+          "holds " + std::to_string(found) + " where attribute '" + attribute + "' says " + std::to_string(expected),
+          kDamaged);
     }
   }
 
@@ -284,8 +313,10 @@ class Hdf5TokenFile : public TokenFile {
     }
     offsets_ = dataset.read<int64_t>(0, dataset.size());
     if (offsets_.front() != 0 || offsets_.back() != num_tokens() || !std::is_sorted(offsets_.begin(), offsets_.end())) {
-      throw UserError(path_, std::string("'/") + name + "' must rise from 0 to the number of tokens, " +
-                                 std::to_string(num_tokens()), kDamaged);
+      throw UserError(
+          path_,
+          std::string("'/") + name + "' must rise from 0 to the number of tokens, " + std::to_string(num_tokens()),
+          kDamaged);
     }
   }
 

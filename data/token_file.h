@@ -25,7 +25,9 @@ class TokenFile {
   virtual std::vector<int32_t> tokens(int64_t begin, int64_t end) const = 0;
   // 1 = the next-token distribution at this position is a target; empty when the file has no mask (all are).
   virtual std::vector<uint8_t> loss_mask(int64_t begin, int64_t end) const = 0;
-  virtual std::string attributes_json() const = 0;  // for `dms inspect`
+  // For `dms inspect`: the root attributes, and the base names of the files the documents came from (none when unknown).
+  virtual std::string attributes_json() const = 0;
+  virtual std::vector<std::string> source_names() const { return {}; }
 };
 
 }  // namespace dms

@@ -115,7 +115,7 @@ figures=$(fingerprint $work/eval.json <(echo "$eval_inputs"))
 stage export quiet "Exporting for transformers" "$figures" $work/export-hf \
   build/dms export --force --run $work/run --to hf --eval $work/summary.json --out $work/export-hf
 stage report quiet "Writing the report" "$figures" $work/report.html \
-  build/dms report --run $work/run --summary $work/summary.json --out $work/report.html
+  build/dms report --run $work/run --summary $work/summary.json --name SmolLM2-135M-Instruct --out $work/report.html
 
 # Once more, with the seconds of all stages.
 $python tools/quickstart_summary.py $work

@@ -52,7 +52,8 @@ void write_indices(const std::string& path, const std::vector<int64_t>& lengths,
 
 // Without the syncing of write_file, which is slow for hundreds of files.
 void write_copy(const std::string& path, std::string_view bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::ofstream(path, std::ios::binary | std::ios::trunc)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
 std::string message_of(const std::string& path) {
@@ -88,6 +89,7 @@ TEST(TokenFile, ReadsBackWhatWasWritten) {
   EXPECT_EQ(attributes.at("num_documents"), 6);
   EXPECT_EQ(attributes.at("eos_token_id"), 2);
   EXPECT_EQ(attributes.at("pad_token_id"), -1);
+  EXPECT_EQ(file->source_names(), (std::vector<std::string>{"a.txt", "b.txt"}));
 }
 
 TEST(TokenFile, WithoutMaskGivesAnEmptyMask) {
