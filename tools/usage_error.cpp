@@ -7,9 +7,14 @@
 namespace dms {
 namespace {
 
-const CLI::App& command_in_use(const CLI::App& program) {
-  const std::vector<CLI::App*> used = program.get_subcommands();
-  return used.empty() ? program : *used.front();
+// The program, its command, that command's command: as far as CLI11 recognised them.
+std::vector<const CLI::App*> commands_in_use(const CLI::App& program) {
+  std::vector<const CLI::App*> chain = {&program};
+  while (true) {
+    const std::vector<CLI::App*> used = chain.back()->get_subcommands();
+    if (used.empty()) return chain;
+    chain.push_back(used.front());
+  }
 }
 
 std::vector<std::string> flag_names(const CLI::App& command) {
@@ -20,9 +25,9 @@ std::vector<std::string> flag_names(const CLI::App& command) {
   return names;
 }
 
-std::vector<std::string> command_names(const CLI::App& program) {
+std::vector<std::string> command_names(const CLI::App& parent) {
   std::vector<std::string> names;
-  for (const CLI::App* command : program.get_subcommands([](const CLI::App*) { return true; })) {
+  for (const CLI::App* command : parent.get_subcommands([](const CLI::App*) { return true; })) {
     names.push_back(command->get_name());
   }
   return names;
@@ -46,12 +51,13 @@ UserError unknown(const std::string& kind, const std::string& name, const std::s
 }  // namespace
 
 std::string invocation_name(const CLI::App& program) {
-  const CLI::App& command = command_in_use(program);
-  return &command == &program ? program.get_name() : program.get_name() + " " + command.get_name();
+  std::string name;
+  for (const CLI::App* command : commands_in_use(program)) name += (name.empty() ? "" : " ") + command->get_name();
+  return name;
 }
 
 UserError usage_error(const CLI::App& program, const CLI::ParseError& error) {
-  const CLI::App& command = command_in_use(program);
+  const CLI::App& command = *commands_in_use(program).back();
   const std::string invocation = invocation_name(program);
   // CLI11 may complain about what is missing first; what nobody understood is the likelier cause.
   const std::vector<std::string> strays = command.remaining();
@@ -59,8 +65,8 @@ UserError usage_error(const CLI::App& program, const CLI::ParseError& error) {
     if (!stray.starts_with("-")) continue;
     return unknown("flag", stray.substr(0, stray.find('=')), "flags", flag_names(command), invocation);
   }
-  if (&command == &program) {
-    const std::vector<std::string> commands = command_names(program);
+  const std::vector<std::string> commands = command_names(command);
+  if (!commands.empty()) {
     if (!strays.empty()) return unknown("command", strays.front(), "commands", commands, invocation);
     return UserError("", "no command given",
                      {"commands: " + list_of(commands), "'" + invocation + " --help' explains them"});

@@ -12,7 +12,7 @@ class ParseError;
 
 namespace dms {
 
-// "dms train", or "dms" before a command was recognised.
+// "dms bench train-step", "dms train", or "dms" before a command was recognised.
 std::string invocation_name(const CLI::App& program);
 
 UserError usage_error(const CLI::App& program, const CLI::ParseError& error);
