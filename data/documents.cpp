@@ -43,8 +43,8 @@ class InputFile {
     std::string bytes(num_bytes, '\0');
     size_t size = 0;
     while (size < bytes.size()) {
-      const ssize_t count = ::pread(descriptor_, bytes.data() + size, bytes.size() - size,
-                                    static_cast<off_t>(begin + size));
+      const ssize_t count =
+          ::pread(descriptor_, bytes.data() + size, bytes.size() - size, static_cast<off_t>(begin + size));
       if (count < 0 && errno == EINTR) continue;
       if (count < 0) throw IoError(path_, "read", errno);
       if (count == 0) break;
@@ -65,15 +65,20 @@ int64_t modified_ns(const struct stat& status) {
 
 void check_is_text(const std::string& path, std::string_view head) {
   if (head.starts_with("PAR1")) {
-    throw UserError(path, "is a Parquet file; this program reads text and JSONL",
-                    {"convert it: python3 -c \"import pyarrow.parquet as p, json; "
-                     "[print(json.dumps({'text': t.as_py()})) for t in p.read_table('FILE')['COLUMN']]\" > FILE.jsonl"});
+    throw UserError(
+        path, "is a Parquet file; this program reads text and JSONL",
+        {"convert it: python3 -c \"import pyarrow.parquet as p, json; "
+         "[print(json.dumps({'text': t.as_py()})) for t in p.read_table('FILE')['COLUMN']]\" > FILE.jsonl"});
   }
   if (head.starts_with("\x89HDF\r\n\x1a\n")) {
     throw UserError(path, "is an HDF5 file; text or JSONL is expected here");
   }
   for (const auto& [magic, tool] : {std::pair<std::string_view, const char*>{"\x1f\x8b", "gunzip"},
-                                    {"\x28\xb5\x2f\xfd", "zstd -d"}, {"\xfd" "7zXZ", "unxz"}, {"BZh", "bunzip2"}}) {
+                                    {"\x28\xb5\x2f\xfd", "zstd -d"},
+                                    {"\xfd"
+                                     "7zXZ",
+                                     "unxz"},
+                                    {"BZh", "bunzip2"}}) {
     if (head.starts_with(magic)) {
       throw UserError(path, "is compressed; this program reads plain files", {std::string("unpack it with ") + tool});
     }
@@ -94,6 +99,7 @@ TextSource examine(const std::string& path) {
   source.is_jsonl = source.name.ends_with(".jsonl");
   source.size_bytes = static_cast<uint64_t>(status.st_size);
   source.modified_ns = modified_ns(status);
+  source.inode = status.st_ino;
   return source;
 }
 
@@ -127,21 +133,25 @@ std::string text_of_record(std::string_view line, const std::string& where) {
                     {"a .jsonl file holds one object {\"text\": \"...\"} a line"});
   }
   const std::vector<std::string> expected = {"this version reads only {\"text\": \"...\"}, one object a line"};
-  if (!record.is_object()) throw UserError(where, std::string("is a JSON ") + record.type_name() + ", not an object", expected);
+  if (!record.is_object())
+    throw UserError(where, std::string("is a JSON ") + record.type_name() + ", not an object", expected);
   if (const auto text = record.find("text"); text != record.end()) {
-    if (!text->is_string()) throw UserError(where, std::string("'text' is a ") + text->type_name() + ", not a string", expected);
+    if (!text->is_string())
+      throw UserError(where, std::string("'text' is a ") + text->type_name() + ", not a string", expected);
     return *text;
   }
   for (const char* key : {"messages", "conversations", "instruction", "problem"}) {
     if (record.contains(key)) {
       throw UserError(where, std::string("is a record with '") + key + "', not 'text'",
-                      {expected[0], "render each record to the text that the model shall see first, for example with "
-                                    "transformers' apply_chat_template(..., tokenize=False)"});
+                      {expected[0],
+                       "render each record to the text that the model shall see first, for example with "
+                       "transformers' apply_chat_template(..., tokenize=False)"});
     }
   }
   std::string keys;
   for (const auto& [key, ignored] : record.items()) keys += (keys.empty() ? "'" : ", '") + key.substr(0, 40) + "'";
-  throw UserError(where, "has no key 'text'", {"its keys: " + (keys.empty() ? "none" : keys.substr(0, 200)), expected[0]});
+  throw UserError(where, "has no key 'text'",
+                  {"its keys: " + (keys.empty() ? "none" : keys.substr(0, 200)), expected[0]});
 }
 
 }  // namespace
@@ -152,7 +162,8 @@ std::vector<TextSource> find_sources(const std::vector<std::string>& inputs) {
   for (const std::string& input : inputs) {
     std::error_code error;
     const fs::file_status status = fs::status(input, error);
-    if (!fs::exists(status)) throw UserError(input, "does not exist", {"an input is a text file, a .jsonl file or a directory of them"});
+    if (!fs::exists(status))
+      throw UserError(input, "does not exist", {"an input is a text file, a .jsonl file or a directory of them"});
     for (const std::string& path : fs::is_directory(status) ? files_below(input) : std::vector<std::string>{input}) {
       if (!seen.insert(fs::weakly_canonical(path).string()).second) throw UserError(path, "is named twice as input");
       sources.push_back(examine(path));
@@ -195,7 +206,8 @@ void for_each_document(const TextSource& source, const TextSlice& slice,
   const InputFile file(source.path);
   const std::string bytes = file.read(slice.begin, slice.end - slice.begin);
   const struct stat status = file.status();
-  if (static_cast<uint64_t>(status.st_size) != source.size_bytes || modified_ns(status) != source.modified_ns) {
+  if (static_cast<uint64_t>(status.st_size) != source.size_bytes || modified_ns(status) != source.modified_ns ||
+      status.st_ino != source.inode) {
     throw UserError(source.path, "changed while it was read", {"run the command again when nothing writes to it"});
   }
   std::string_view text = bytes;

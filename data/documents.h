@@ -16,12 +16,13 @@ struct TextSource {
   bool is_jsonl = false;
   uint64_t size_bytes = 0;
   int64_t modified_ns = 0;
+  uint64_t inode = 0;  // a replaced file can have the size and, within a clock tick, the time of the old one
   std::string sha256;  // after scan()
 };
 
 // A text file whole, or whole lines of a JSONL file.
 struct TextSlice {
-  uint32_t source = 0;  // index into the list of sources
+  uint32_t source = 0;          // index into the list of sources
   uint64_t begin = 0, end = 0;  // bytes
   uint64_t first_line = 1;
 };

@@ -71,11 +71,14 @@ Plan make_plan(const PrepareOptions& options, const Tokenizer& tokenizer, const 
       {"append_eos", options.append_eos}, {"min_tokens", options.min_tokens}, {"add_special_tokens", true}};
   plan.options_json = resolved.dump();
   // Whatever changes the parts stands here; the number says by which rules of this program they were made.
-  plan.fingerprint =
-      sha256_hex(nlohmann::json{{"rules", 1}, {"options", resolved}, {"tokenizer", tokenizer.sha256()},
-                                {"eos", tokenizer.eos_id()}, {"bos", tokenizer.bos_id()}, {"sources", sources},
-                                {"unit_bytes", unit_bytes}}
-                     .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  plan.fingerprint = sha256_hex(nlohmann::json{
+      {"rules", 1},
+      {"options", resolved},
+      {"tokenizer", tokenizer.sha256()},
+      {"eos", tokenizer.eos_id()},
+      {"bos", tokenizer.bos_id()},
+      {"sources", sources},
+      {"unit_bytes", unit_bytes}}.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   return plan;
 }
 
@@ -134,7 +137,8 @@ class PartMaker {
       }
     }
     done_bytes_ = progress.resumed_bytes;
-    const int jobs = options_.jobs > 0 ? options_.jobs : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    const int jobs =
+        options_.jobs > 0 ? options_.jobs : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     const size_t num_threads = std::min<size_t>(static_cast<size_t>(jobs), missing_.size());
     num_running_ = num_threads;
     std::vector<std::jthread> threads;
@@ -169,8 +173,9 @@ class PartMaker {
       if (next >= missing_.size()) break;
       const size_t unit = missing_[next];
       try {
-        const TokenPart part = tokenize_unit(options_, tokenizer_, plan_, plan_.units[unit],
-                                             [this] { return stopping_.load(); }, [this](uint64_t n) { done_bytes_ += n; });
+        const TokenPart part = tokenize_unit(
+            options_, tokenizer_, plan_, plan_.units[unit], [this] { return stopping_.load(); },
+            [this](uint64_t n) { done_bytes_ += n; });
         parts_.write(unit, part);
       } catch (const StopRequest&) {
         break;
@@ -224,7 +229,8 @@ PrepareResult write_token_file(const PrepareOptions& options, const Tokenizer& t
   PrepareProgress progress{PrepareProgress::Phase::kWriting, 0, plan.total_bytes, 0};
   for (size_t unit = 0; unit < plan.units.size(); ++unit) {
     const std::optional<TokenPart> part = parts.read(unit);
-    if (!part) throw std::runtime_error("a finished part of '" + options.out + "' can no longer be read; run the command again");
+    if (!part)
+      throw std::runtime_error("a finished part of '" + options.out + "' can no longer be read; run the command again");
     size_t begin = 0;
     for (const TokenPart::Document& document : part->documents) {
       writer.add_document(std::span(part->tokens).subspan(begin, document.num_tokens),

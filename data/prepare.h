@@ -24,7 +24,7 @@ struct PrepareOptions {
 struct PrepareProgress {
   enum class Phase { kReading, kTokenizing, kWriting };
   Phase phase = Phase::kReading;
-  uint64_t done_bytes = 0;     // of the inputs
+  uint64_t done_bytes = 0;  // of the inputs
   uint64_t total_bytes = 0;
   uint64_t resumed_bytes = 0;  // the part of done_bytes that an earlier run did
 };

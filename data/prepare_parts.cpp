@@ -85,7 +85,8 @@ std::optional<TokenPart> PartsDirectory::read(uint64_t unit) const {
   const size_t body_begin = header_begin + sizeof(PartHeader);
   if (bytes.size() < body_begin + kHashBytes) return std::nullopt;
   const std::string_view hashed = std::string_view(bytes).substr(0, bytes.size() - kHashBytes);
-  if (!hashed.starts_with(std::string(kMagic) + fingerprint_) || !bytes.ends_with(sha256_hex(hashed))) return std::nullopt;
+  if (!hashed.starts_with(std::string(kMagic) + fingerprint_) || !bytes.ends_with(sha256_hex(hashed)))
+    return std::nullopt;
   PartHeader header;
   std::memcpy(&header, bytes.data() + header_begin, sizeof header);
   if (header.unit != unit) return std::nullopt;

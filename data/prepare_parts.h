@@ -16,7 +16,7 @@ struct TokenPart {
     uint64_t line = 0;
   };
   std::vector<Document> documents;
-  std::vector<uint32_t> tokens;  // of all documents, end to end
+  std::vector<uint32_t> tokens;         // of all documents, end to end
   uint64_t num_short_documents = 0;     // left out
   uint64_t num_repaired_documents = 0;  // had invalid UTF-8
 };
@@ -33,7 +33,7 @@ class PartsDirectory {
   // nullopt: not there, or damaged (then it is to be made again).
   std::optional<TokenPart> read(uint64_t unit) const;
   void write(uint64_t unit, const TokenPart& part) const;  // thread-safe for different units
-  void remove_all();  // the directory itself included
+  void remove_all();                                       // the directory itself included
 
  private:
   std::string part_path(uint64_t unit) const;

@@ -114,8 +114,9 @@ SampleOrder::SampleOrder(std::vector<std::shared_ptr<TokenFile>> files, int64_t 
   }
   if (state_->num_tokens() < sequence_length) {
     throw UserError(files.front()->path(),
-                    (files.size() == 1 ? "holds " : "and the other files hold ") + std::to_string(state_->num_tokens()) +
-                        " tokens, fewer than one sequence of " + std::to_string(sequence_length),
+                    (files.size() == 1 ? "holds " : "and the other files hold ") +
+                        std::to_string(state_->num_tokens()) + " tokens, fewer than one sequence of " +
+                        std::to_string(sequence_length),
                     {"add text or shorten the sequence length"});
   }
   state_->files = std::move(files);

@@ -12,8 +12,8 @@
 namespace dms {
 
 struct Sample {
-  std::vector<int32_t> tokens;         // [T]
-  std::vector<uint8_t> loss_mask;      // [T], 1 = counted
+  std::vector<int32_t> tokens;            // [T]
+  std::vector<uint8_t> loss_mask;         // [T], 1 = counted
   std::vector<int64_t> document_offsets;  // 0 = first, ..., T; where documents begin inside this sample
 };
 

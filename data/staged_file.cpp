@@ -134,7 +134,8 @@ void StagedDir::commit() {
     if (errno != ENOTEMPTY && errno != EEXIST) throw IoError(final_path_, "rename into", errno);
     // Swapped in one step where the file system can, so that the final name is never missing; else in two.
     const std::string replaced = final_path_ + ".replaced." + std::to_string(::getpid());
-    if (::syscall(SYS_renameat2, AT_FDCWD, partial_path_.c_str(), AT_FDCWD, final_path_.c_str(), RENAME_EXCHANGE) == 0) {
+    if (::syscall(SYS_renameat2, AT_FDCWD, partial_path_.c_str(), AT_FDCWD, final_path_.c_str(), RENAME_EXCHANGE) ==
+        0) {
       fs::rename(partial_path_, replaced);
     } else {
       if (::rename(final_path_.c_str(), replaced.c_str()) != 0) throw IoError(final_path_, "replace", errno);

@@ -19,7 +19,8 @@ std::string seal_of_prefix(const std::string& path, uintmax_t num_bytes) {
   std::ifstream file(path, std::ios::binary);
   Sha256 hash;
   std::vector<char> buffer(1 << 20);
-  while (num_bytes > 0 && file.read(buffer.data(), static_cast<std::streamsize>(std::min<uintmax_t>(num_bytes, buffer.size())))) {
+  while (num_bytes > 0 &&
+         file.read(buffer.data(), static_cast<std::streamsize>(std::min<uintmax_t>(num_bytes, buffer.size())))) {
     hash.update({buffer.data(), static_cast<size_t>(file.gcount())});
     num_bytes -= static_cast<uintmax_t>(file.gcount());
   }

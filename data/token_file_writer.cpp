@@ -214,7 +214,8 @@ void TokenFileWriter::add_document(std::span<const uint32_t> tokens, uint32_t so
   }
   for (const uint32_t id : tokens) {
     if (id >= static_cast<uint64_t>(state_->info.vocab_size)) {
-      throw std::logic_error("TokenFileWriter::add_document: token id " + std::to_string(id) + " outside the vocabulary");
+      throw std::logic_error("TokenFileWriter::add_document: token id " + std::to_string(id) +
+                             " outside the vocabulary");
     }
   }
   static_assert(std::endian::native == std::endian::little, "tokens_sha256 is over little-endian elements");

@@ -19,7 +19,7 @@ class Tokenizer {
   virtual std::vector<int32_t> encode(std::string_view utf8, bool add_special_tokens) const = 0;
   virtual std::string decode(const std::vector<int32_t>& ids, bool skip_special_tokens) const = 0;
 
-  virtual int64_t vocab_size() const = 0;  // largest id + 1
+  virtual int64_t vocab_size() const = 0;         // largest id + 1
   virtual const std::string& sha256() const = 0;  // of tokenizer.json's bytes
   virtual const std::string& name() const = 0;
   virtual int32_t bos_id() const = 0;  // -1 = none

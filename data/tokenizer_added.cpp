@@ -39,9 +39,8 @@ AddedTokenFinder::AddedTokenFinder(std::vector<AddedToken> tokens) : tokens_(std
     if (!token.content.empty()) by_first_byte_[static_cast<unsigned char>(token.content[0])].push_back(&token);
   }
   for (auto& same_first_byte : by_first_byte_) {
-    std::stable_sort(same_first_byte.begin(), same_first_byte.end(), [](const AddedToken* a, const AddedToken* b) {
-      return a->content.size() > b->content.size();
-    });
+    std::stable_sort(same_first_byte.begin(), same_first_byte.end(),
+                     [](const AddedToken* a, const AddedToken* b) { return a->content.size() > b->content.size(); });
   }
 }
 

@@ -109,7 +109,8 @@ std::vector<int32_t> BytePairEncoder::merged(std::string_view piece) const {
   }
 
   std::vector<int32_t> ids;
-  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next) ids.push_back(symbols[static_cast<size_t>(i)].id);
+  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next)
+    ids.push_back(symbols[static_cast<size_t>(i)].id);
   return ids;
 }
 

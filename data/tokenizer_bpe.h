@@ -30,7 +30,7 @@ class BytePairEncoder {
   }
   std::vector<int32_t> merged(std::string_view piece) const;
 
-  uint64_t serial_;  // tells the caches of different encoders apart
+  uint64_t serial_;          // tells the caches of different encoders apart
   int32_t id_of_byte_[256];  // -1 = not in the vocabulary
   std::unordered_map<uint64_t, Merge> merges_;
   std::unordered_map<std::string, int32_t> whole_pieces_;  // filled when merges are ignored for these

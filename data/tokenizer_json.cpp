@@ -16,8 +16,7 @@ using Json = nlohmann::json;
 
 // The splits of the reference, character for character.  Other patterns are refused: Oniguruma, which the reference
 // uses, and PCRE2 differ in too many corners to trust one that was never compared.
-constexpr const char* kGpt2Pattern =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr const char* kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr const char* kLlama3Pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* kQwen2Pattern =
@@ -28,8 +27,9 @@ class Parser {
   Parser(const Json& root, const std::string& path) : root_(root), path_(path) {}
 
   TokenizerDescription parse() {
-    check_keys(root_, "", {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
-                           "post_processor", "decoder", "model"});
+    check_keys(root_, "",
+               {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
+                "decoder", "model"});
     if (const Json& version = value_of(root_, "version"); version != "1.0") fail("version", shown(version), "\"1.0\"");
     parse_model(member(root_, "model"));
     parse_added_tokens(value_of(root_, "added_tokens"));
@@ -103,9 +103,11 @@ class Parser {
   }
 
   void parse_model(const Json& model) {
-    check_keys(model, "model", {"type", "vocab", "merges", "dropout", "unk_token", "continuing_subword_prefix",
-                                "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges"});
-    if (const Json& type = value_of(model, "type"); !type.is_null() && type != "BPE") fail("model.type", shown(type), "BPE");
+    check_keys(model, "model",
+               {"type", "vocab", "merges", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                "fuse_unk", "byte_fallback", "ignore_merges"});
+    if (const Json& type = value_of(model, "type"); !type.is_null() && type != "BPE")
+      fail("model.type", shown(type), "BPE");
     if (const Json& value = value_of(model, "dropout"); !value.is_null() && value != 0) {
       fail("model.dropout", shown(value), "null: it makes ids random");
     }
@@ -154,7 +156,8 @@ class Parser {
           fail(where, in_quotes(line), "two tokens with one space between them");
         }
         merge = {line.substr(0, space), line.substr(space + 1)};
-      } else if (merges[i].is_array() && merges[i].size() == 2 && merges[i][0].is_string() && merges[i][1].is_string()) {
+      } else if (merges[i].is_array() && merges[i].size() == 2 && merges[i][0].is_string() &&
+                 merges[i][1].is_string()) {
         merge = {merges[i][0], merges[i][1]};
       } else {
         fail(where, shown(merges[i]), "\"a b\" or [\"a\", \"b\"]");
@@ -189,8 +192,9 @@ class Parser {
       const auto known = id_of_.find(token.content);
       const int32_t expected = known != id_of_.end() ? known->second : std::max(vocab_entries, largest_id + 1);
       if (!seen.emplace(token.content, token.id).second || token.id != expected) {
-        throw UserError(path_, where + ": " + in_quotes(token.content) + " has id " + std::to_string(token.id) +
-                                   (token.id == expected ? " twice" : "; the reference gives it " + std::to_string(expected)));
+        throw UserError(path_,
+                        where + ": " + in_quotes(token.content) + " has id " + std::to_string(token.id) +
+                            (token.id == expected ? " twice" : "; the reference gives it " + std::to_string(expected)));
       }
       largest_id = std::max(largest_id, token.id);
       result_.added_tokens.push_back(std::move(token));
@@ -202,7 +206,8 @@ class Parser {
     if (type == "NFC") {
       result_.nfc = true;
     } else if (type == "Sequence") {
-      for (const Json& step : list(value_of(normalizer, "normalizers"), "normalizer.normalizers")) parse_normalizer(step);
+      for (const Json& step : list(value_of(normalizer, "normalizers"), "normalizer.normalizers"))
+        parse_normalizer(step);
     } else if (type != "null") {
       fail("normalizer", "'" + type + "'", "null or NFC");
     }
@@ -210,7 +215,8 @@ class Parser {
 
   void parse_pre_tokenizer(const Json& step, bool is_outermost) {
     const std::string type = type_of(step), where = "pre_tokenizer";
-    if (type != "Sequence" && has_byte_level_) fail(where, "'" + type + "' after ByteLevel", "ByteLevel as the last step");
+    if (type != "Sequence" && has_byte_level_)
+      fail(where, "'" + type + "' after ByteLevel", "ByteLevel as the last step");
     if (type == "Sequence") {
       if (!is_outermost) fail(where, "a Sequence in a Sequence", "one Sequence");
       for (const Json& inner : list(value_of(step, "pretokenizers"), where + ".pretokenizers")) {
@@ -249,7 +255,8 @@ class Parser {
     const std::string type = type_of(processor), where = "post_processor";
     if (type == "null" || type == "ByteLevel") return;  // ByteLevel moves offsets only
     if (type == "Sequence") {
-      for (const Json& step : list(value_of(processor, "processors"), where + ".processors")) parse_post_processor(step);
+      for (const Json& step : list(value_of(processor, "processors"), where + ".processors"))
+        parse_post_processor(step);
       return;
     }
     if (type != "TemplateProcessing") fail(where, "'" + type + "'", "null, ByteLevel or TemplateProcessing");
@@ -262,7 +269,8 @@ class Parser {
         after_text = true;
       } else if (part.contains("SpecialToken")) {
         const std::string name = text(value_of(part["SpecialToken"], "id"), where + ".single");
-        if (!specials.is_object() || !specials.contains(name)) fail(where, in_quotes(name), "an entry of special_tokens");
+        if (!specials.is_object() || !specials.contains(name))
+          fail(where, in_quotes(name), "an entry of special_tokens");
         for (const Json& value : list(value_of(specials[name], "ids"), where + ".special_tokens")) {
           (after_text ? result_.suffix_ids : result_.prefix_ids).push_back(id(value, where + ".special_tokens"));
         }

@@ -1,5 +1,5 @@
-#include <CLI/CLI.hpp>
 #include <unistd.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -35,7 +35,9 @@ class ProgressDisplay {
     }
     if (now - last_shown_ < (is_terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(5000))) return;
     last_shown_ = now;
-    const double share = progress.total_bytes == 0 ? 1.0 : static_cast<double>(progress.done_bytes) / static_cast<double>(progress.total_bytes);
+    const double share = progress.total_bytes == 0
+                             ? 1.0
+                             : static_cast<double>(progress.done_bytes) / static_cast<double>(progress.total_bytes);
     char figures[160];
     std::snprintf(figures, sizeof figures, "%3.0f%%  %.1f of %.1f MB%s", 100 * share, megabytes(progress.done_bytes),
                   megabytes(progress.total_bytes), speed(progress, now).c_str());
@@ -58,9 +60,12 @@ class ProgressDisplay {
 
   const char* name() const {
     switch (phase_) {
-      case PrepareProgress::Phase::kReading: return "reading";
-      case PrepareProgress::Phase::kTokenizing: return "tokenizing";
-      case PrepareProgress::Phase::kWriting: return "writing";
+      case PrepareProgress::Phase::kReading:
+        return "reading";
+      case PrepareProgress::Phase::kTokenizing:
+        return "tokenizing";
+      case PrepareProgress::Phase::kWriting:
+        return "writing";
     }
     return "";
   }
@@ -98,8 +103,7 @@ void run_prepare(const PrepareOptions& options) {
                 with_thousands(result.num_units).c_str());
   }
   if (result.num_short_documents > 0) {
-    std::printf("  %s documents left out: shorter than %s tokens\n",
-                with_thousands(result.num_short_documents).c_str(),
+    std::printf("  %s documents left out: shorter than %s tokens\n", with_thousands(result.num_short_documents).c_str(),
                 with_thousands(std::max<int64_t>(1, options.min_tokens)).c_str());
   }
   if (result.num_repaired_documents > 0) {
@@ -118,8 +122,9 @@ void add_prepare(CLI::App& program) {
       ->required()
       ->type_name("DIR");
   command->add_option("--out", options->out, "The HDF5 token file to write")->required()->type_name("FILE.h5");
-  command->add_option("inputs", options->inputs,
-                      "Text files (one document each), .jsonl files (one {\"text\": ...} a line), directories of them")
+  command
+      ->add_option("inputs", options->inputs,
+                   "Text files (one document each), .jsonl files (one {\"text\": ...} a line), directories of them")
       ->required()
       ->type_name("INPUT...");
   command->add_option("--jobs", options->jobs, "Threads (default: one a processor)")

@@ -23,8 +23,9 @@ std::vector<Document> documents_of(const std::string& path, uint64_t slice_bytes
   std::vector<Document> documents;
   for (size_t i = 0; i < sources.size(); ++i) {
     for (const TextSlice& slice : scan(sources[i], static_cast<uint32_t>(i), slice_bytes, [](uint64_t) {})) {
-      for_each_document(sources[i], slice,
-                        [&](std::string_view text, uint64_t line) { documents.push_back({std::string(text), line}); });
+      for_each_document(sources[i], slice, [&](std::string_view text, uint64_t line) {
+        documents.push_back({std::string(text), line});
+      });
     }
   }
   return documents;
@@ -74,7 +75,8 @@ TEST(Documents, SlicesCutBetweenLinesAndLoseNothing) {
 TEST(Documents, DirectoriesAreSearchedInSortedOrderWithoutHiddenFiles) {
   TemporaryDirectory directory;
   fs::create_directories(directory / "in/b/.git");
-  for (const char* name : {"in/c.txt", "in/a.txt", "in/b/z.jsonl", "in/b/y.md", "in/.hidden", "in/b/.git/config", "last"}) {
+  for (const char* name :
+       {"in/c.txt", "in/a.txt", "in/b/z.jsonl", "in/b/y.md", "in/.hidden", "in/b/.git/config", "last"}) {
     write_file(directory / name, "{\"text\": \"x\"}");
   }
   std::vector<std::string> names;
@@ -96,7 +98,10 @@ TEST(Documents, WhatIsNoTextIsRefused) {
   EXPECT_NE(message(std::string("ab\0c", 4)).find("byte 2 is zero"), std::string::npos);
   EXPECT_EQ(message("text"), "accepted");
   EXPECT_NE(message_of([&] { find_sources({directory / "none"}); }).find("does not exist"), std::string::npos);
-  EXPECT_NE(message_of([&] { find_sources({directory / "file", directory.path()}); }).find("named twice"), std::string::npos);
+  EXPECT_NE(message_of([&] {
+              find_sources({directory / "file", directory.path()});
+            }).find("named twice"),
+            std::string::npos);
   fs::create_directory(directory / "empty");
   EXPECT_NE(message_of([&] { find_sources({directory / "empty"}); }).find("holds no files"), std::string::npos);
 }
@@ -129,8 +134,9 @@ TEST(Documents, AFileThatChangesMeanwhileIsRefused) {
   std::vector<TextSource> sources = find_sources({directory / "a.txt"});
   const std::vector<TextSlice> slices = scan(sources[0], 0, 100, [](uint64_t) {});
   write_file(directory / "a.txt", "after!");
-  EXPECT_NE(message_of([&] { for_each_document(sources[0], slices[0], [](std::string_view, uint64_t) {}); })
-                .find("changed while it was read"),
+  EXPECT_NE(message_of([&] {
+              for_each_document(sources[0], slices[0], [](std::string_view, uint64_t) {});
+            }).find("changed while it was read"),
             std::string::npos);
 }
 

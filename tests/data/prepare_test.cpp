@@ -122,8 +122,9 @@ TEST_F(Prepare, StoppedAndResumedEqualsUninterrupted) {
   EXPECT_THROW(prepare(options_, stop, kSilent), Interrupted);
   EXPECT_FALSE(fs::exists(options_.out));
   uint64_t resumed_bytes = 0;
-  const PrepareResult result =
-      prepare(options_, kNeverStop, [&](const PrepareProgress& p) { resumed_bytes = std::max(resumed_bytes, p.resumed_bytes); });
+  const PrepareResult result = prepare(options_, kNeverStop, [&](const PrepareProgress& p) {
+    resumed_bytes = std::max(resumed_bytes, p.resumed_bytes);
+  });
   EXPECT_GE(result.num_resumed_units, 1);
   EXPECT_GE(resumed_bytes, 1'000'000u);
   EXPECT_TRUE(all_of(options_.out) == uninterrupted);
@@ -162,7 +163,9 @@ TEST_F(Prepare, DamagedPartIsMadeAgain) {
   fs::remove(options_.out);
   const std::string part = options_.out + ".parts/part-000000";
   options_.jobs = 1;
-  EXPECT_THROW(prepare(options_, [&] { return fs::exists(part); }, kSilent), Interrupted);
+  EXPECT_THROW(prepare(
+                   options_, [&] { return fs::exists(part); }, kSilent),
+               Interrupted);
   std::string bytes = read_file(part);
   bytes[bytes.size() / 2] ^= 1;
   write_file(part, bytes);
@@ -177,7 +180,9 @@ TEST_F(Prepare, PartsOfOtherInputsOptionsOrTokenizersAreNotUsed) {
   const auto interrupt = [&] {
     const std::string part = options_.out + ".parts/part-000000";
     fs::remove(part);
-    EXPECT_THROW(prepare(options_, [&] { return fs::exists(part); }, kSilent), Interrupted);
+    EXPECT_THROW(prepare(
+                     options_, [&] { return fs::exists(part); }, kSilent),
+                 Interrupted);
   };
   const auto resumed = [&] {
     const int64_t count = prepare(options_, kNeverStop, kSilent).num_resumed_units;

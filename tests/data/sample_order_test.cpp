@@ -126,8 +126,8 @@ TEST(SampleOrder, OrderIsTheOneOfEarlierBuilds) {
   const SampleOrder order({std::make_shared<IndexFile>(0, std::vector<int64_t>{0, 1000})}, 100, 1234);
   std::vector<int32_t> first_tokens;
   for (int64_t i = 0; i < 20; ++i) first_tokens.push_back(order.sample(i).tokens[0]);
-  EXPECT_EQ(first_tokens, (std::vector<int32_t>{341, 741, 441, 541, 41, 241, 841, 941, 141, 641,
-                                                512, 112, 912, 612, 312, 812, 212, 12, 412, 712}));
+  EXPECT_EQ(first_tokens, (std::vector<int32_t>{341, 741, 441, 541, 41,  241, 841, 941, 141, 641,
+                                                512, 112, 912, 612, 312, 812, 212, 12,  412, 712}));
 }
 
 TEST(SampleOrder, FewerTokensThanOneWindowIsTheUsersMistake) {

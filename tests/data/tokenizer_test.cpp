@@ -39,6 +39,12 @@ TEST(Tokenizer, MergesTheLowestRankLeftmostFirst) {
   EXPECT_EQ(tokenizer->encode("", true), (Ids{}));
 }
 
+TEST(Tokenizer, APairThatMergedOtherwiseIsNotMergedAgain) {
+  Json json = tiny_tokenizer_json();
+  json["model"]["merges"] = {"b c", "a b", "a bc"};  // "a b" is a candidate when "b c" takes the b away
+  EXPECT_EQ(load(json)->encode("abc ab", false), (Ids{257, ' ', 256}));
+}
+
 TEST(Tokenizer, IgnoreMergesTakesWholeEntries) {
   Json json = tiny_tokenizer_json();
   json["model"]["merges"] = {"b c"};
@@ -49,8 +55,8 @@ TEST(Tokenizer, IgnoreMergesTakesWholeEntries) {
 
 TEST(Tokenizer, MergesMayBePairs) {
   Json json = tiny_tokenizer_json();
-  json["model"]["merges"] = Json::array({Json::array({"a", "b"}), Json::array({"ab", "c"}),
-                                         Json::array({"\u0120", "a"}), Json::array({"b", "c"})});
+  json["model"]["merges"] = Json::array(
+      {Json::array({"a", "b"}), Json::array({"ab", "c"}), Json::array({"\u0120", "a"}), Json::array({"b", "c"})});
   EXPECT_EQ(load(json)->encode("ababcb bc", false), load(tiny_tokenizer_json())->encode("ababcb bc", false));
 }
 
@@ -109,10 +115,10 @@ TEST(Tokenizer, InvalidUtf8BecomesTheReplacementCharacter) {
 
 TEST(Tokenizer, EncodingIsTheSameOnManyThreads) {
   const auto tokenizer = load(tiny_tokenizer_json()), other = load([] {
-    Json json = tiny_tokenizer_json();
-    json["model"]["merges"] = {"b c"};
-    return json;
-  }());
+                                                        Json json = tiny_tokenizer_json();
+                                                        json["model"]["merges"] = {"b c"};
+                                                        return json;
+                                                      }());
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&] {
