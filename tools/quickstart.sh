@@ -95,7 +95,7 @@ train() {
 }
 
 evaluate() {
-  build/dms eval --model $work/model --adapters $work/run --data "${held_out[@]}" --json $work/eval.json || return
+  build/dms eval --model $work/model --adapters $work/run --data "${held_out[@]}" --max-tokens 8192 --json $work/eval.json || return
   $python tools/quickstart_summary.py $work >/dev/null
 }
 
