@@ -23,12 +23,14 @@ bool holds(const fs::path& dir, const char* name) {
 }
 
 bool is_run(const fs::path& path) { return holds(path, "recipe.yaml"); }
+// By what it holds or, when that is damaged, by its place.
 bool is_checkpoint(const fs::path& path) {
+  if (holds(path, "manifest.json") && holds(path, "dms_config.json")) return true;
   std::error_code ignored;
-  return holds(path, "manifest.json") ||
-         (fs::is_directory(path, ignored) && path.parent_path().filename() == "checkpoints" &&
-          path.filename().string().starts_with("step-"));
+  return fs::is_directory(path, ignored) && path.parent_path().filename() == "checkpoints" &&
+         path.filename().string().starts_with("step-");
 }
+
 bool is_adapters(const fs::path& path) { return holds(path, "dms_config.json"); }
 
 bool is_hf_export(const fs::path& path) {
@@ -60,7 +62,7 @@ struct Kind {
 // The first that recognises a path wins.
 constexpr std::array<Kind, 6> kKinds = {{
     {"run directory", "recipe.yaml", is_run, describe_run},
-    {"checkpoint", "manifest.json", is_checkpoint, describe_checkpoint},
+    {"checkpoint", "manifest.json and dms_config.json", is_checkpoint, describe_checkpoint},
     {"adapter directory", "dms_config.json", is_adapters, describe_adapters},
     {"export for transformers", "config.json with a dms_* model type", is_hf_export, describe_hf_export},
     {"model directory", "config.json", is_model, describe_model},
@@ -84,9 +86,8 @@ const Kind* kind_of(const fs::path& path) {
     } catch (const UserError&) {  // its own inspection will say what is wrong with it
     }
   }
-  std::string known = "this program knows:";
-  for (const Kind& kind : kKinds) known += std::string(&kind == &kKinds[0] ? " " : "; ") + kind.name + " (" + kind.mark + ")";
-  details.push_back(known);
+  details.push_back("it knows:");
+  for (const Kind& kind : kKinds) details.push_back(std::string("  ") + kind.name + " (" + kind.mark + ")");
   throw UserError(path, "is nothing that `dms inspect` knows", details);
 }
 
@@ -100,7 +101,7 @@ std::string value_text(const std::string& name, const ordered_json& value) {
   if (value.is_null()) return "unknown";
   if (value.is_number_integer()) {
     return ends_with(name, "bytes") || ends_with(name, "bytes_per_token") ? bytes_text(value.get<double>())
-                                                                         : count_text(value.get<int64_t>());
+                                                                          : count_text(value.get<int64_t>());
   }
   if (value.is_number()) return significant_text(value.get<double>(), 4);
   if (value.empty()) return "none";
@@ -108,7 +109,8 @@ std::string value_text(const std::string& name, const ordered_json& value) {
   size_t num_shown = 0;
   for (const auto& [key, item] : value.items()) {
     if (!text.empty()) text += ", ";
-    if (num_shown++ == kMaxShown) return text + "and " + count_text(static_cast<int64_t>(value.size() - kMaxShown)) + " more";
+    if (num_shown++ == kMaxShown)
+      return text + "and " + count_text(static_cast<int64_t>(value.size() - kMaxShown)) + " more";
     text += value.is_array() ? value_text(name, item) : key + " " + value_text(key, item);
   }
   return text;
@@ -149,7 +151,8 @@ ordered_json inspect(const std::string& path) {
 }
 
 std::string description_text(const ordered_json& description) {
-  std::string text = description.at("path").get<std::string>() + ": " + description.at("kind").get<std::string>() + "\n";
+  std::string text =
+      description.at("path").get<std::string>() + ": " + description.at("kind").get<std::string>() + "\n";
   ordered_json members = description;
   members.erase("path");
   members.erase("kind");

@@ -17,10 +17,22 @@ namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
 // Keys of dms_config.json in the order of interest to a reader; others are not shown.
-constexpr const char* kSettings[] = {"adapter",    "bias",       "rank",           "alpha_scale",
-                                     "alpha_offset", "window",   "decision_shift", "zero_after_rope",
-                                     "attend_across_documents", "target_cr", "step", "sequence_length",
-                                     "base_model", "base_sha256", "recipe_sha256", "created_by"};
+constexpr const char* kSettings[] = {"adapter",
+                                     "bias",
+                                     "rank",
+                                     "alpha_scale",
+                                     "alpha_offset",
+                                     "window",
+                                     "decision_shift",
+                                     "zero_after_rope",
+                                     "attend_across_documents",
+                                     "target_cr",
+                                     "step",
+                                     "sequence_length",
+                                     "base_model",
+                                     "base_sha256",
+                                     "recipe_sha256",
+                                     "created_by"};
 
 }  // namespace
 

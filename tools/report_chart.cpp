@@ -176,15 +176,19 @@ std::string line_element(const char* style, double x1, double y1, double x2, dou
 std::string rectangle(const std::string& style, double x, double y, double width, double height,
                       const std::string& tip = "") {
   const std::string open = "<rect class=\"" + style + "\" x=\"" + coordinate(x) + "\" y=\"" + coordinate(y) +
-                           "\" width=\"" + coordinate(std::max(0.0, width)) + "\" height=\"" + coordinate(height) + "\"";
+                           "\" width=\"" + coordinate(std::max(0.0, width)) + "\" height=\"" + coordinate(height) +
+                           "\"";
   return tip.empty() ? open + "/>\n" : open + "><title>" + escape_html(tip) + "</title></rect>\n";
 }
 
 std::string value_text(double value, AxisNumbers numbers) {
   switch (numbers) {
-    case AxisNumbers::percent: return percent_text(value);
-    case AxisNumbers::bytes: return bytes_text(value);
-    case AxisNumbers::plain: break;
+    case AxisNumbers::percent:
+      return percent_text(value);
+    case AxisNumbers::bytes:
+      return bytes_text(value);
+    case AxisNumbers::plain:
+      break;
   }
   return significant_text(value);
 }
@@ -242,9 +246,8 @@ std::string draw_series(const ChartSeries& series, const Frame& frame) {
 
 // Invisible bands, one a point, that carry the values as tooltips.
 std::string draw_tips(const LineChart& chart, const Frame& frame, size_t max_tips) {
-  const auto longest = std::max_element(chart.series.begin(), chart.series.end(), [](const auto& a, const auto& b) {
-    return a.points.size() < b.points.size();
-  });
+  const auto longest = std::max_element(chart.series.begin(), chart.series.end(),
+                                        [](const auto& a, const auto& b) { return a.points.size() < b.points.size(); });
   if (longest == chart.series.end()) return "";
   const Points& points = longest->points;
   const size_t stride = (points.size() + max_tips - 1) / max_tips;
@@ -252,7 +255,8 @@ std::string draw_tips(const LineChart& chart, const Frame& frame, size_t max_tip
   for (size_t i = 0; i < points.size(); i += stride) {
     const double x = points[i].first;
     const double from = i == 0 ? frame.left : (frame.px(points[i - stride].first) + frame.px(x)) / 2;
-    const double to = i + stride >= points.size() ? frame.right : (frame.px(points[i + stride].first) + frame.px(x)) / 2;
+    const double to =
+        i + stride >= points.size() ? frame.right : (frame.px(points[i + stride].first) + frame.px(x)) / 2;
     std::string tip = chart.x_label + " " + count_text(std::llround(x));
     for (const ChartSeries& series : chart.series) {
       const auto at = std::lower_bound(series.points.begin(), series.points.end(), x,

@@ -14,7 +14,7 @@ enum class AxisNumbers { plain, percent, bytes };
 
 struct ChartSeries {
   std::string name;
-  std::string style;  // CSS class: dms, streaming, sliding
+  std::string style;                              // CSS class: dms, streaming, sliding
   std::vector<std::pair<double, double>> points;  // by rising x; a y that is not finite breaks the line
 };
 
@@ -38,8 +38,7 @@ struct LineChart {
 LineChart::Scale fitting_scale(const std::vector<ChartSeries>& series);
 
 // At most `max_points` points, each the mean of equally many neighbours.
-std::vector<std::pair<double, double>> thinned(const std::vector<std::pair<double, double>>& points,
-                                               size_t max_points);
+std::vector<std::pair<double, double>> thinned(const std::vector<std::pair<double, double>>& points, size_t max_points);
 
 struct ChartSize {
   int width = 0, height = 0;

@@ -60,8 +60,9 @@ class Object {
   const json& value() const { return value_; }
 
   [[noreturn]] void fail(const std::string& path, const std::string& expected, const json& found) const {
-    throw UserError(file_, path.empty() ? "does not hold " + expected
-                                        : "'" + path + "' should be " + expected + ", but is " + shown(found),
+    throw UserError(file_,
+                    path.empty() ? "does not hold " + expected
+                                 : "'" + path + "' should be " + expected + ", but is " + shown(found),
                     {"this should be the file that `dms eval --json FILE` wrote"});
   }
   std::string name(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
@@ -233,9 +234,10 @@ ReportInput read_report_input(const std::string& run_dir, const std::string& eva
   input.eval_path = eval_path;
   const std::string recipe_path = run_dir + "/recipe.yaml";
   if (!fs::exists(recipe_path)) {
-    throw UserError("--run " + run_dir, fs::is_directory(run_dir) ? "is not a run directory: it has no recipe.yaml"
-                                                                  : "there is no such directory",
-                    {"expected what `dms train RECIPE.yaml --run-dir DIR` made"});
+    throw UserError(
+        "--run " + run_dir,
+        fs::is_directory(run_dir) ? "is not a run directory: it has no recipe.yaml" : "there is no such directory",
+        {"expected what `dms train RECIPE.yaml --run-dir DIR` made"});
   }
   read_recipe(recipe_path, input);
   input.metrics = read_metrics(run_dir);

@@ -101,9 +101,7 @@ Markup figure(const ReportPage& page, const LineChart& chart, const std::string&
   return page.blocks.fill("chart", {{"title", title}, {"caption", caption}, {"legend", legend}, {"svg", svg}});
 }
 
-std::vector<ChartSize> full_width() {
-  return {{kWideWidth, 300, "for-wide"}, {kNarrowWidth, 270, "for-narrow"}};
-}
+std::vector<ChartSize> full_width() { return {{kWideWidth, 300, "for-wide"}, {kNarrowWidth, 270, "for-narrow"}}; }
 
 ChartSeries position_series(const char* name, const char* style, const std::vector<PositionKl>& buckets) {
   ChartSeries series{name, style, {}};
@@ -131,8 +129,9 @@ Markup position_chart(const ReportPage& page) {
   if (std::isfinite(eval.window) && eval.window > 0 && eval.window < chart.band_to / 2) {
     chart.marks = {{eval.window, "window"}};
   }
-  chart.description = "KL divergence from the uncompressed model by position in the sequence, for this model and the "
-                      "baselines; the numbers follow in a table";
+  chart.description =
+      "KL divergence from the uncompressed model by position in the sequence, for this model and the "
+      "baselines; the numbers follow in a table";
   return figure(page, chart, "KL by position.",
                 chart.y_scale == LineChart::Scale::logarithmic
                     ? "Logarithmic axis: each step up is several times farther from the original; values below the "
@@ -149,11 +148,11 @@ Markup position_table(const ReportPage& page) {
   Markup rows;
   for (size_t i = 0; i < eval.kl_by_position.size(); ++i) {
     const PositionKl& bucket = eval.kl_by_position[i];
-    rows += page.blocks.fill("position-row",
-                             {{"positions", count_text(bucket.from) + " to " + count_text(bucket.to - 1)},
-                              {"dms", significant_text(bucket.kl_mean)},
-                              {"streaming", at(eval.streaming_llm.kl_by_position, i)},
-                              {"sliding", at(eval.sliding_window.kl_by_position, i)}});
+    rows +=
+        page.blocks.fill("position-row", {{"positions", count_text(bucket.from) + " to " + count_text(bucket.to - 1)},
+                                          {"dms", significant_text(bucket.kl_mean)},
+                                          {"streaming", at(eval.streaming_llm.kl_by_position, i)},
+                                          {"sliding", at(eval.sliding_window.kl_by_position, i)}});
   }
   return page.blocks.fill("positions", {{"rows", rows}});
 }
@@ -175,8 +174,8 @@ Markup methods_table(const ReportPage& page) {
       rows += row("", name, baseline->kl_mean, baseline->kl_mean_second_half, baseline->kv_memory_ratio);
     }
   }
-  return page.blocks.fill(
-      "methods", {{"caption", "Nats per token; every method holds the same number of keys."}, {"rows", rows}});
+  return page.blocks.fill("methods",
+                          {{"caption", "Nats per token; every method holds the same number of keys."}, {"rows", rows}});
 }
 
 Markup scale(const ReportPage& page, const std::string& title) {
@@ -258,9 +257,9 @@ Markup heads_section(const ReportPage& page) {
   Markup svg;
   svg += draw_head_map(keep_rate_LG, LayerDirection::right, kWideWidth, "for-wide");
   svg += draw_head_map(keep_rate_LG, LayerDirection::down, kNarrowWidth, "for-narrow");
-  return page.blocks.fill("heat-map", {{"caption", head_map_note(keep_rate_LG)},
-                                       {"svg", svg},
-                                       {"legend", scale(page, "Share of keys kept, %")}});
+  return page.blocks.fill(
+      "heat-map",
+      {{"caption", head_map_note(keep_rate_LG)}, {"svg", svg}, {"legend", scale(page, "Share of keys kept, %")}});
 }
 
 Markup sample_section(const ReportPage& page) {
@@ -276,14 +275,12 @@ Markup sample_section(const ReportPage& page) {
                                        {"text", token.text}})
                        .html;
   }
-  return page.blocks.fill("sample",
-                          {{"tokens", tokens}, {"legend", scale(page, "Share of heads that keep it, %")}});
+  return page.blocks.fill("sample", {{"tokens", tokens}, {"legend", scale(page, "Share of heads that keep it, %")}});
 }
 
 Markup training_section(const ReportPage& page) {
   if (page.in.metrics.empty()) {
-    return missing(page, page.in.run_dir + "/metrics.jsonl holds no step. Training writes it:",
-                   train_command(page.in));
+    return missing(page, page.in.run_dir + "/metrics.jsonl holds no step. Training writes it:", train_command(page.in));
   }
   const std::string over_steps = " over " + count_text(std::ssize(page.in.metrics)) + " steps";
   const std::vector<ChartSize> size = {{kNarrowWidth, 230, ""}};
@@ -306,8 +303,8 @@ Markup training_section(const ReportPage& page) {
                      curve(page, "target", "streaming", [](const StepMetrics& m) { return 1 - 1 / m.target_cr; }),
                      curve(page, "soft mean", "sliding", [](const StepMetrics& m) { return m.alpha_mean; })};
   eviction.description = "Eviction rate and its target" + over_steps;
-  charts += figure(page, eviction, "Eviction.", "Hard decisions, their target, and the soft mean that is trained.",
-                   size);
+  charts +=
+      figure(page, eviction, "Eviction.", "Hard decisions, their target, and the soft mean that is trained.", size);
 
   LineChart gradient;
   gradient.x_label = "step";
@@ -324,8 +321,7 @@ Markup sets_section(const ReportPage& page) {
   Markup rows;
   for (const auto& [name, set] : eval.sets) rows += set_row(page, "", name, set);
   rows += set_row(page, "own total", eval.sets.size() > 1 ? "all together" : "held-out text", eval);
-  return page.blocks.fill("sets",
-                          {{"caption", "Held-out documents that training has not seen."}, {"rows", rows}});
+  return page.blocks.fill("sets", {{"caption", "Held-out documents that training has not seen."}, {"rows", rows}});
 }
 
 }  // namespace dms

@@ -23,11 +23,21 @@ std::string escape_html(std::string_view text) {
   html.reserve(text.size());
   for (const char c : text) {
     switch (c) {
-      case '&': html += "&amp;"; break;
-      case '<': html += "&lt;"; break;
-      case '>': html += "&gt;"; break;
-      case '"': html += "&quot;"; break;
-      case '\'': html += "&#39;"; break;
+      case '&':
+        html += "&amp;";
+        break;
+      case '<':
+        html += "&lt;";
+        break;
+      case '>':
+        html += "&gt;";
+        break;
+      case '"':
+        html += "&quot;";
+        break;
+      case '\'':
+        html += "&#39;";
+        break;
       default: {
         const bool forbidden = (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7F;
         if (forbidden) {
@@ -66,7 +76,8 @@ Markup ReportTemplate::fill(std::string_view block, std::initializer_list<Field>
   size_t begin = 0;
   for (size_t open = body.find("{{"); open != std::string::npos; open = body.find("{{", begin)) {
     const size_t close = body.find("}}", open);
-    if (close == std::string::npos) throw std::logic_error("report template: unfinished placeholder in " + found->first);
+    if (close == std::string::npos)
+      throw std::logic_error("report template: unfinished placeholder in " + found->first);
     const std::string_view name = std::string_view(body).substr(open + 2, close - open - 2);
     const auto field = std::find_if(fields.begin(), fields.end(), [&](const Field& f) { return f.name == name; });
     if (field == fields.end()) {

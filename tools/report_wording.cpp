@@ -60,15 +60,16 @@ Sentence untested_sentence(const ReportInput& input) {
   if (!input.metrics.empty()) {
     const StepMetrics& last = input.metrics.back();
     sentence.push_back({" has been trained for "});
-    sentence.push_back({count_text(std::ssize(input.metrics)) + (input.metrics.size() == 1 ? " step" : " steps"), true});
+    sentence.push_back(
+        {count_text(std::ssize(input.metrics)) + (input.metrics.size() == 1 ? " step" : " steps"), true});
     if (input.planned_steps > std::ssize(input.metrics)) {
       sentence.push_back({" of the " + count_text(input.planned_steps) + " planned"});
     }
     if (std::isfinite(last.eviction_rate)) {
       sentence.push_back({" and at the end dropped "});
       sentence.push_back({percent_text(last.eviction_rate), true});
-      sentence.push_back({" of the keys that are older than the window (target " +
-                          percent_text(1 - 1 / last.target_cr) + ")"});
+      sentence.push_back(
+          {" of the keys that are older than the window (target " + percent_text(1 - 1 / last.target_cr) + ")"});
     }
   } else if (input.warm_start_tokens > 0) {
     sentence.push_back({" has no training step on record; its evictor, if any, is the warm start alone"});
@@ -140,10 +141,14 @@ Sentence verdict(const EvalResult& eval) {
 
 std::string closeness(double kl, double baseline_kl) {
   switch (compare(kl, baseline_kl)) {
-    case Order::closer: return significant_text(baseline_kl / kl, 2) + "× closer";
-    case Order::farther: return significant_text(kl / baseline_kl, 2) + "× farther";
-    case Order::equal: return "as close";
-    case Order::unknown: break;
+    case Order::closer:
+      return significant_text(baseline_kl / kl, 2) + "× closer";
+    case Order::farther:
+      return significant_text(kl / baseline_kl, 2) + "× farther";
+    case Order::equal:
+      return "as close";
+    case Order::unknown:
+      break;
   }
   return "";
 }

@@ -122,8 +122,7 @@ std::vector<StepMetrics> read_metrics(const std::string& run_dir) {
       try {
         read_field(record.at(name), field);
       } catch (const json::exception&) {
-        throw UserError(path + ":" + std::to_string(i + 1),
-                        "'" + std::string(name) + "' is missing or not a number");
+        throw UserError(path + ":" + std::to_string(i + 1), "'" + std::string(name) + "' is missing or not a number");
       }
     });
   }

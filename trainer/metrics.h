@@ -13,18 +13,18 @@ namespace dms {
 
 struct StepMetrics {
   int64_t step = 0;
-  double loss = 0;              // kl + compression_loss, what the step minimised
-  double kl = 0;                // nats a token, under the relaxed eviction of training
+  double loss = 0;  // kl + compression_loss, what the step minimised
+  double kl = 0;    // nats a token, under the relaxed eviction of training
   double compression_loss = 0;
   double target_cr = 1;
-  double eviction_rate = 0;     // share of positive decisions, noiseless
-  double alpha_mean = 0;        // the soft mean that the compression loss sees
-  double grad_norm = 0;         // before clipping
+  double eviction_rate = 0;  // share of positive decisions, noiseless
+  double alpha_mean = 0;     // the soft mean that the compression loss sees
+  double grad_norm = 0;      // before clipping
   double lr = 0;
   double tokens_per_s = 0;
   double mfu = 0;
   int64_t peak_memory_bytes = 0;
-  double seconds = 0;           // wall time of this step
+  double seconds = 0;  // wall time of this step
 };
 
 class MetricsLog {

@@ -19,7 +19,13 @@ namespace {
 namespace fs = std::filesystem;
 
 // Field numbers of event.proto and summary.proto.
-enum class EventField : protozero::pbf_tag_type { wall_time = 1, step = 2, file_version = 3, summary = 5, session_log = 7 };
+enum class EventField : protozero::pbf_tag_type {
+  wall_time = 1,
+  step = 2,
+  file_version = 3,
+  summary = 5,
+  session_log = 7
+};
 enum class SessionLogField : protozero::pbf_tag_type { status = 1 };
 enum class SummaryField : protozero::pbf_tag_type { value = 1 };
 enum class ValueField : protozero::pbf_tag_type { tag = 1, simple_value = 2 };
@@ -70,7 +76,8 @@ std::string new_file_path(const std::string& log_dir) {
   }
   char digits[32];
   std::snprintf(digits, sizeof digits, "%0*lld", static_cast<int>(kStampDigits), static_cast<long long>(stamp));
-  return log_dir + "/" + std::string(kFilePrefix) + digits + "." + host_name() + "." + std::to_string(::getpid()) + ".0";
+  return log_dir + "/" + std::string(kFilePrefix) + digits + "." + host_name() + "." + std::to_string(::getpid()) +
+         ".0";
 }
 
 }  // namespace

@@ -55,8 +55,9 @@ class Inspect : public ::testing::Test {
 
   void write_run() const {
     fs::create_directories(path("run"));
-    write_file(path("run/recipe.yaml"), "model:\n  path: models/tiny\nadapter:\n  kind: linear\neviction:\n  window: 16\n"
-                                        "trainer:\n  steps: 40\n  global_batch: 2\n  sequence_length: 128\n");
+    write_file(path("run/recipe.yaml"),
+               "model:\n  path: models/tiny\nadapter:\n  kind: linear\neviction:\n  window: 16\n"
+               "trainer:\n  steps: 40\n  global_batch: 2\n  sequence_length: 128\n");
     MetricsLog log(path("run"), 0);
     for (int64_t step = 0; step < 3; ++step) {
       log.append({.step = step, .loss = 0.5, .target_cr = 4, .peak_memory_bytes = 3 << 20});
@@ -68,7 +69,7 @@ class Inspect : public ::testing::Test {
 
 TEST_F(Inspect, AModelDirectoryTellsItsDimensions) {
   write_tiny_model(path("model"));
-  const ordered_json model = inspect(path("model") + "/");
+  ordered_json model = inspect(path("model") + "/");
   EXPECT_EQ(model["kind"], "model directory");
   EXPECT_EQ(model["path"], path("model") + "/");
   EXPECT_EQ(model["family"], "llama");
@@ -110,7 +111,7 @@ TEST_F(Inspect, ATokenFileTellsItsDocumentsAndSources) {
     writer.add_document(std::vector<uint32_t>(length, 7), length % 2, 1, mask);
   }
   writer.finish();
-  const ordered_json file = inspect(path("text.h5"));
+  ordered_json file = inspect(path("text.h5"));
   EXPECT_EQ(file["kind"], "token file");
   EXPECT_EQ(file["tokens"], 36);
   EXPECT_EQ(file["counted_tokens"], 33);
@@ -119,13 +120,20 @@ TEST_F(Inspect, ATokenFileTellsItsDocumentsAndSources) {
   EXPECT_EQ(file["sources"], (ordered_json{"a.txt", "ü.txt"}));
   EXPECT_EQ(file["attributes"]["created_by"], "inspect_test");
   EXPECT_EQ(file["attributes"]["options"]["min_tokens"], 2);
+
+  // Known by its first bytes, not only by its name; a file that only has the name is an error.
+  fs::rename(path("text.h5"), path("text.tokens"));
+  EXPECT_EQ(inspect(path("text.tokens"))["tokens"], 36);
+  write_test_file(path("fake.h5"), "hello");
+  EXPECT_TRUE(says(user_error_of([&] { inspect(path("fake.h5")); }), "fake.h5: "));
+  EXPECT_FALSE(says(user_error_of([&] { inspect(path("fake.h5")); }), "is nothing that"));
 }
 
 TEST_F(Inspect, AdaptersTellTheirSettingsAndThresholds) {
   write_tiny_model(path("model"));
   fs::create_directory(path("adapters"));
   write_adapter_file(path("adapters"), adapters());
-  const ordered_json found = inspect(path("adapters"));
+  ordered_json found = inspect(path("adapters"));
   EXPECT_EQ(found["kind"], "adapter directory");
   EXPECT_EQ(found["adapter"], "linear");
   EXPECT_EQ(found["window"], 16);
@@ -146,7 +154,7 @@ TEST_F(Inspect, ARunTellsHowFarItWentAndWhichCheckpointsHold) {
   write_checkpoint(1);
   write_checkpoint(2);
   write_test_file(checkpoint_path(path("run"), 2) + "/adapters.safetensors", "damaged");
-  const ordered_json run = inspect(path("run"));
+  ordered_json run = inspect(path("run"));
   EXPECT_EQ(run["kind"], "run directory");
   EXPECT_EQ(run["recipe_sha256"], sha256_file(path("run/recipe.yaml")));
   EXPECT_EQ(run["model"], "models/tiny");
@@ -164,11 +172,12 @@ TEST_F(Inspect, ARunTellsHowFarItWentAndWhichCheckpointsHold) {
 
   EXPECT_EQ(inspect(checkpoint_path(path("run"), 1))["kind"], "checkpoint");
   EXPECT_EQ(inspect(checkpoint_path(path("run"), 1))["window"], 16);
-  const ordered_json damaged = inspect(checkpoint_path(path("run"), 2));
+  ordered_json damaged = inspect(checkpoint_path(path("run"), 2));
   EXPECT_EQ(damaged["integrity"], run["checkpoints"][0]["state"]);
   EXPECT_FALSE(damaged.contains("window"));
   fs::remove(checkpoint_path(path("run"), 2) + "/manifest.json");
-  EXPECT_EQ(inspect(checkpoint_path(path("run"), 2))["integrity"], "has no manifest.json: it was not finished");
+  fs::remove(checkpoint_path(path("run"), 2) + "/dms_config.json");
+  EXPECT_EQ(inspect(checkpoint_path(path("run"), 2) + "/")["integrity"], "has no manifest.json: it was not finished");
 }
 
 TEST_F(Inspect, AnExportIsToldFromAModel) {
@@ -176,7 +185,7 @@ TEST_F(Inspect, AnExportIsToldFromAModel) {
   fs::create_directory(path("adapters"));
   write_adapter_file(path("adapters"), adapters());
   write_export(find_export_target("hf"), read_export_input(path("model"), path("adapters")), path("export"), false);
-  const ordered_json found = inspect(path("export"));
+  ordered_json found = inspect(path("export"));
   EXPECT_EQ(found["kind"], "export for transformers");
   EXPECT_EQ(found["family"], "llama");
   EXPECT_EQ(found["layers"], 2);
@@ -191,10 +200,18 @@ TEST_F(Inspect, AnythingElseIsAnErrorThatListsWhatIsKnownAndWhatIsInside) {
   write_test_file(path("notes.txt"), "hello");
   EXPECT_TRUE(says(user_error_of([&] { inspect(path("nowhere")); }), "nowhere: does not exist"));
   EXPECT_TRUE(says(user_error_of([&] { inspect(path("notes.txt")); }),
-                   "is nothing that `dms inspect` knows\n  this program knows: run directory (recipe.yaml); checkpoint "
-                   "(manifest.json); adapter directory (dms_config.json); export for transformers (config.json with a "
-                   "dms_* model type); model directory (config.json); token file (HDF5, made by `dms prepare`)"));
+                   "is nothing that `dms inspect` knows\n"
+                   "  it knows:\n"
+                   "    run directory (recipe.yaml)\n"
+                   "    checkpoint (manifest.json and dms_config.json)\n"
+                   "    adapter directory (dms_config.json)\n"
+                   "    export for transformers (config.json with a dms_* model type)\n"
+                   "    model directory (config.json)\n"
+                   "    token file (HDF5, made by `dms prepare`)"));
   EXPECT_TRUE(says(user_error_of([&] { inspect(directory_.path()); }), "inside: " + path("run") + ", a run directory"));
+  fs::create_directory(path("other"));
+  write_test_file(path("other/manifest.json"), "{}");  // somebody else's manifest
+  EXPECT_TRUE(says(user_error_of([&] { inspect(path("other")); }), "is nothing that `dms inspect` knows"));
 }
 
 TEST(DescriptionText, IsAReadableRenderingOfTheSameObject) {
@@ -209,26 +226,28 @@ TEST(DescriptionText, IsAReadableRenderingOfTheSameObject) {
                                     {"nothing", ordered_json::array()},
                                     {"nested", {{"x", 1}, {"long_name", "y"}}},
                                     {"files", {{{"file", "f"}, {"bytes", 1024}}, {{"file", "g"}, {"bytes", 1}}}}};
-  EXPECT_EQ(description_text(description), "some/where: thing\n"
-                                           "  tokens           123,456\n"
-                                           "  file bytes       2.00 KiB\n"
-                                           "  tied embeddings  yes\n"
-                                           "  loss             unknown\n"
-                                           "  mean             0.2500\n"
-                                           "  sources          a, b\n"
-                                           "  nothing          none\n"
-                                           "  nested\n"
-                                           "    x          1\n"
-                                           "    long name  y\n"
-                                           "  files\n"
-                                           "    file f, bytes 1.00 KiB\n"
-                                           "    file g, bytes 1 B\n");
+  EXPECT_EQ(description_text(description),
+            "some/where: thing\n"
+            "  tokens           123,456\n"
+            "  file bytes       2.00 KiB\n"
+            "  tied embeddings  yes\n"
+            "  loss             unknown\n"
+            "  mean             0.2500\n"
+            "  sources          a, b\n"
+            "  nothing          none\n"
+            "  nested\n"
+            "    x          1\n"
+            "    long name  y\n"
+            "  files\n"
+            "    file f, bytes 1.00 KiB\n"
+            "    file g, bytes 1 B\n");
 }
 
 TEST(DescriptionText, CutsLongLists) {
-  ordered_json many(std::vector<int>(25));
-  const std::string text = description_text({{"kind", "k"}, {"path", "p"}, {"numbers", many}});
-  EXPECT_TRUE(text.ends_with("0, 0, and 5 more\n")) << text;
+  std::string all = "p: k\n  numbers  ";
+  for (int i = 0; i < 20; ++i) all += "0, ";
+  const ordered_json description = {{"kind", "k"}, {"path", "p"}, {"numbers", std::vector<int>(25)}};
+  EXPECT_EQ(description_text(description), all + "and 5 more\n");
 }
 
 }  // namespace

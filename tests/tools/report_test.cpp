@@ -30,8 +30,7 @@ TEST(EscapeHtml, LeavesNoMarkupAndNoForbiddenCharacter) {
 TEST(ReportTemplate, EscapesTextAndPassesMarkup) {
   const ReportTemplate blocks("ignored\n<!-- [a] -->\n\n<p>{{x}}</p>\n{{x}}\n\n<!-- [b] -->\n<b>{{y}}</b>\n");
   EXPECT_EQ(blocks.fill("a", {{"x", "1 < 2"}}).html, "<p>1 &lt; 2</p>\n1 &lt; 2");
-  EXPECT_EQ(blocks.fill("a", {{"x", blocks.fill("b", {{"y", "{{x}}"}})}}).html,
-            "<p><b>{{x}}</b></p>\n<b>{{x}}</b>");
+  EXPECT_EQ(blocks.fill("a", {{"x", blocks.fill("b", {{"y", "{{x}}"}})}}).html, "<p><b>{{x}}</b></p>\n<b>{{x}}</b>");
 }
 
 TEST(ReportTemplate, RefusesWhatDoesNotFit) {
@@ -74,8 +73,13 @@ TEST(LineChart, ALogarithmicAxisDrawsZeroOnItsFloor) {
 
 TEST(LineChart, SurvivesDegenerateData) {
   for (const auto scale : {LineChart::Scale::from_zero, LineChart::Scale::fitted, LineChart::Scale::logarithmic}) {
-    for (const auto& points : std::vector<std::vector<std::pair<double, double>>>{
-             {}, {{5, 1}}, {{0, 0}, {1, 0}}, {{0, std::nan("")}, {1, std::nan("")}}, {{1, -2}, {2, -1}}, {{0, 1e300}, {1, 1e-300}}}) {
+    for (const auto& points :
+         std::vector<std::vector<std::pair<double, double>>>{{},
+                                                             {{5, 1}},
+                                                             {{0, 0}, {1, 0}},
+                                                             {{0, std::nan("")}, {1, std::nan("")}},
+                                                             {{1, -2}, {2, -1}},
+                                                             {{0, 1e300}, {1, 1e-300}}}) {
       LineChart chart = one_series(points);
       chart.y_scale = scale;
       const std::string svg = draw_line_chart(chart, {400, 200, "for-wide"}).html;
@@ -134,9 +138,10 @@ TEST(ReportCommands, QuoteWhatAShellWouldSplit) {
   input.run_dir = "my runs/it's one";
   input.model_path = "models/tiny";
   input.held_out_paths = {"a.h5", "b$.h5"};
-  EXPECT_EQ(eval_command(input), "dms eval --model models/tiny --adapters 'my runs/it'\\''s one' \\\n"
-                                 "  --data a.h5 'b$.h5' \\\n"
-                                 "  --json 'my runs/it'\\''s one/eval.json'");
+  EXPECT_EQ(eval_command(input),
+            "dms eval --model models/tiny --adapters 'my runs/it'\\''s one' \\\n"
+            "  --data a.h5 'b$.h5' \\\n"
+            "  --json 'my runs/it'\\''s one/eval.json'");
 }
 
 TEST(ParseEval, NamesTheFileAndTheKeyThatIsWrong) {
@@ -150,7 +155,8 @@ TEST(ParseEval, NamesTheFileAndTheKeyThatIsWrong) {
   };
   EXPECT_EQ(problem(R"({"kl_mean":0.1,"kv_memory_ratio":5})"), "accepted");
   EXPECT_EQ(problem(R"({"kl_mean":0.1})"), "eval.json | 'kv_memory_ratio' should be a number, but is null");
-  EXPECT_EQ(problem(R"({"kl_mean":"x","kv_memory_ratio":5})"), "eval.json | 'kl_mean' should be a number, but is \"x\"");
+  EXPECT_EQ(problem(R"({"kl_mean":"x","kv_memory_ratio":5})"),
+            "eval.json | 'kl_mean' should be a number, but is \"x\"");
   EXPECT_EQ(problem(R"({"kl_mean":1,"kv_memory_ratio":5,"kl_mean_by_position":[{"from":0,"to":1.5}]})"),
             "eval.json | 'kl_mean_by_position[0].to' should be an integer, but is 1.5");
   EXPECT_EQ(problem(R"({"kl_mean":1,"kv_memory_ratio":5,"per_layer_head_keep_rate":[[0.1,0.2],[0.3]]})"),

@@ -25,10 +25,11 @@ std::string result(const ReportInput& input) { return plain_text(result_sentence
 std::string comparison(const ReportInput& input) { return plain_text(verdict(input.eval)); }
 
 TEST(ResultSentence, HoldsTheNumbersOfAGoodResult) {
-  EXPECT_EQ(result(good_result()),
-            "Tiny now keeps its key-value cache in 5.2 times less memory on 98,304 tokens of held-out text in sequences "
-            "of 1,024, and its predictions differ from the original model's by 0.0875 nats per token (perplexity 11.8 "
-            "before, 12.7 after).");
+  EXPECT_EQ(
+      result(good_result()),
+      "Tiny now keeps its key-value cache in 5.2 times less memory on 98,304 tokens of held-out text in sequences "
+      "of 1,024, and its predictions differ from the original model's by 0.0875 nats per token (perplexity 11.8 "
+      "before, 12.7 after).");
 }
 
 TEST(ResultSentence, SaysWhenNothingWasSavedOrMoreIsNeeded) {
@@ -44,8 +45,9 @@ TEST(ResultSentence, SaysWhenNothingWasSavedOrMoreIsNeeded) {
 TEST(ResultSentence, LeavesOutWhatWasNotMeasured) {
   ReportInput input = good_result();
   input.eval.ppl_student = input.eval.tokens = input.eval.sequence_length = kUnknown;
-  EXPECT_EQ(result(input), "Tiny now keeps its key-value cache in 5.2 times less memory, and its predictions differ from "
-                           "the original model's by 0.0875 nats per token.");
+  EXPECT_EQ(result(input),
+            "Tiny now keeps its key-value cache in 5.2 times less memory, and its predictions differ from "
+            "the original model's by 0.0875 nats per token.");
 }
 
 TEST(ResultSentence, WithoutAnEvaluationClaimsNoQuality) {
@@ -53,21 +55,24 @@ TEST(ResultSentence, WithoutAnEvaluationClaimsNoQuality) {
   input.model_name = "Tiny";
   input.planned_steps = 60;
   input.metrics = {{.step = 0, .target_cr = 4, .eviction_rate = 0.5}};
-  EXPECT_EQ(result(input), "Tiny has been trained for 1 step of the 60 planned and at the end dropped 50% of the keys "
-                           "that are older than the window (target 75%); how close it stays to the original has not "
-                           "been measured yet.");
+  EXPECT_EQ(result(input),
+            "Tiny has been trained for 1 step of the 60 planned and at the end dropped 50% of the keys "
+            "that are older than the window (target 75%); how close it stays to the original has not "
+            "been measured yet.");
   input.metrics.clear();
-  EXPECT_EQ(result(input), "Tiny has no training step on record; how close it stays to the original has not been "
-                           "measured yet.");
+  EXPECT_EQ(result(input),
+            "Tiny has no training step on record; how close it stays to the original has not been "
+            "measured yet.");
   input.warm_start_tokens = 1000;
   EXPECT_NE(result(input).find("the warm start alone"), std::string::npos);
 }
 
 TEST(Verdict, ComparesSecondHalvesAndNamesBothBaselines) {
-  EXPECT_EQ(comparison(good_result()),
-            "In the second half of each sequence, where every method has to drop keys, it stays 2.7 times closer to the "
-            "original than sinks + window, and 12 times closer to the original than a sliding window, with the same "
-            "number of keys.");
+  EXPECT_EQ(
+      comparison(good_result()),
+      "In the second half of each sequence, where every method has to drop keys, it stays 2.7 times closer to the "
+      "original than sinks + window, and 12 times closer to the original than a sliding window, with the same "
+      "number of keys.");
 }
 
 TEST(Verdict, SaysThatALosingResultLosesAndWhichBaselineToUse) {

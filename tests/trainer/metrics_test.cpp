@@ -75,19 +75,11 @@ TEST_F(MetricsLogTest, ALineHoldsEveryFieldInTheDocumentedOrderAndReadsBackExact
   const std::string text = contents();
   ASSERT_EQ(text.find('\n'), text.size() - 1);
   const ordered_json record = ordered_json::parse(text);
-  const ordered_json expected = {{"step", 3},
-                                 {"loss", 0.1 + 0.2},
-                                 {"kl", 1e-17},
-                                 {"compression_loss", 3.0},
-                                 {"target_cr", 8.0},
-                                 {"eviction_rate", 0.875},
-                                 {"alpha_mean", 1.0 / 3},
-                                 {"grad_norm", 500.0},
-                                 {"lr", 3e-5},
-                                 {"tokens_per_s", 120.5},
-                                 {"mfu", 0.42},
-                                 {"peak_memory_bytes", int64_t{5} << 33},
-                                 {"seconds", 8.5}};
+  const ordered_json expected = {
+      {"step", 3},        {"loss", 0.1 + 0.2},      {"kl", 1e-17},           {"compression_loss", 3.0},
+      {"target_cr", 8.0}, {"eviction_rate", 0.875}, {"alpha_mean", 1.0 / 3}, {"grad_norm", 500.0},
+      {"lr", 3e-5},       {"tokens_per_s", 120.5},  {"mfu", 0.42},           {"peak_memory_bytes", int64_t{5} << 33},
+      {"seconds", 8.5}};
   EXPECT_EQ(record.dump(), expected.dump());
 }
 
@@ -172,7 +164,9 @@ TEST_F(MetricsLogTest, ReadingNamesTheLineAndTheFieldThatIsWrong) {
   write_steps(0, 0, 1);
   const std::string good = contents();
   for (const auto& [from, to, field] : std::vector<std::tuple<std::string, std::string, std::string>>{
-           {"\"kl\":0.0", "\"kl\":\"0\"", "kl"}, {"\"mfu\"", "\"mfuu\"", "mfu"}, {"bytes\":0", "bytes\":null", "peak_memory_bytes"}}) {
+           {"\"kl\":0.0", "\"kl\":\"0\"", "kl"},
+           {"\"mfu\"", "\"mfuu\"", "mfu"},
+           {"bytes\":0", "bytes\":null", "peak_memory_bytes"}}) {
     std::string bad = good;
     ASSERT_NE(bad.find(from), std::string::npos) << from;
     write_file(path(), good + bad.replace(bad.find(from), from.size(), to));

@@ -58,16 +58,19 @@ TEST(Crc32c, MatchesTheVectorsOfTheStandard) {
 
 // The bytes below were written by the `tensorboard` package 2.21.0 (its protobuf classes and its RecordWriter).
 TEST(EventEncoding, FileVersionRecordEqualsTensorBoardsOwn) {
-  EXPECT_EQ(hex(tfrecord(file_version_event(1700000000.5))), "1800000000000000a37f4b220900002040fc54d9411a0d627261696e2e4576656e743a322b353110");
+  EXPECT_EQ(hex(tfrecord(file_version_event(1700000000.5))),
+            "1800000000000000a37f4b220900002040fc54d9411a0d627261696e2e4576656e743a322b353110");
 }
 
 TEST(EventEncoding, SessionStartEqualsTensorBoardsOwn) {
-  EXPECT_EQ(hex(tfrecord(session_start_event(1700000001.25, 300))), "100000000000000095fbfe180900005040fc54d94110ac023a0208010333a047");
+  EXPECT_EQ(hex(tfrecord(session_start_event(1700000001.25, 300))),
+            "100000000000000095fbfe180900005040fc54d94110ac023a0208010333a047");
 }
 
 TEST(EventEncoding, ScalarsEqualTensorBoardsOwnZeroIncluded) {
   const std::array<TensorBoardScalar, 3> scalars = {{{"loss/kl", 0.1}, {"loss/compression", 0.0}, {"x", -2.5e9}}};
-  EXPECT_EQ(hex(tfrecord(scalars_event(1700000002.0, int64_t{1} << 40, scalars))), "4500000000000000ebe668b00900008040fc54d941108080808080202a330a0e0a076c6f73732f6b6c15cdcccc3d0a17"
+  EXPECT_EQ(hex(tfrecord(scalars_event(1700000002.0, int64_t{1} << 40, scalars))),
+            "4500000000000000ebe668b00900008040fc54d941108080808080202a330a0e0a076c6f73732f6b6c15cdcccc3d0a17"
             "0a106c6f73732f636f6d7072657373696f6e15000000000a080a017815f90215cf58f35c1f");
 }
 
