@@ -62,6 +62,9 @@ std::vector<BadInput> make_bad_inputs() {
       {"MisspelledFlag", nothing, "export --run run --too hf --out x", "unknown flag '--too'", "did you mean '--to'?"},
       {"MissingFlag", nothing, "export --to hf --out x", "dms export: --run is required", "'dms export --help'"},
       {"StrayArgument", nothing, hf_export + " stray", "unexpected argument 'stray'"},
+      {"NoInnerCommand", nothing, "bench", "dms bench: no command given", "commands: train-step"},
+      {"MisspelledInnerCommand", nothing, "bench train-stpe", "dms bench: unknown command 'train-stpe'", "did you mean 'train-step'?"},
+      {"MisspelledInnerFlag", nothing, "bench train-step --model model --sqe 64 --window 8", "dms bench train-step: unknown flag '--sqe'", "did you mean '--seq'?"},
       {"NumberExpected", nothing, eval + " --max-tokens many", "--max-tokens", "'dms eval --help'"},
       {"NumberOutOfRange", nothing, prepare + "text.txt --jobs 0", "--jobs", "'dms prepare --help'"},
 
@@ -318,6 +321,14 @@ std::vector<BadInput> make_bad_inputs() {
       {"ExportInAReadOnlyDirectory", made_read_only_directory("locked"), "export --run run --to hf --out locked/out",
        "locked/out: cannot be created", "Permission denied", 2, bound_by_permissions()},
       {"DiskFullInExport", nothing, hf_export, "cannot copy model/model.safetensors", "", 1, full_disk_after(50'000)},
+
+      // dms inspect and dms bench
+      {"InspectOfNothing", nothing, "inspect none", "none"},
+      {"InspectOfSomethingElse", nothing, "inspect text.txt", "text.txt: is nothing that `dms inspect` knows"},
+      {"InspectOfADamagedModel", truncated(weights, 60'000), "inspect model", "should end at byte", "the file looks truncated"},
+      {"InspectOfADamagedTokenFile", flipped("train.h5", 5000), "inspect train.h5", "the SHA-256 of its bytes is not the one"},
+      {"BenchOfNoModel", nothing, "bench train-step --model none --seq 64 --window 8", "none: no such directory"},
+      {"BenchWithAWindowTooLarge", nothing, "bench train-step --model model --seq 64 --window 64", "window"},
 
       // dms report
       {"ReportOfNoRun", nothing, "report --run none", "none"},

@@ -20,12 +20,13 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 
 // From the line "dms: ..." or "dms COMMAND: ..." on; what comes before it are warnings and progress.
 std::string message_in(const std::string& err) {
-  for (size_t begin = 0; begin < err.size(); begin = std::min(err.size(), err.find('\n', begin) + 1)) {
+  for (size_t begin = 0; begin < err.size(); begin = std::min(err.size(), err.find('\n', begin)) + 1) {
     const std::string line = first_line(err.substr(begin));
-    if (line.starts_with("dms: ") || (line.starts_with("dms ") && line.find(": ") == line.find(' ', 4) - 1)) {
+    const size_t name_end = line.find_first_not_of("abcdefghijklmnopqrstuvwxyz -");
+    const std::string name = line.substr(0, name_end);
+    if ((name == "dms" || name.starts_with("dms ")) && line.substr(name.size()).starts_with(": ")) {
       return err.substr(begin);
     }
-    if (err.find('\n', begin) == std::string::npos) break;
   }
   return "";
 }
@@ -127,8 +128,9 @@ TEST(CommandLine, AFullDiskBehindStandardOutputIsAFailure) {
 TEST(MessageIn, StartsAtTheProgramsOwnLine) {
   EXPECT_EQ(message_in("dms: no\n  more\n"), "dms: no\n  more\n");
   EXPECT_EQ(message_in("warning: x\nstep 1\ndms train: no: a\n"), "dms train: no: a\n");
+  EXPECT_EQ(message_in("dms bench train-step: no"), "dms bench train-step: no");
   EXPECT_EQ(message_in("dmsx: no\nthe dms: b\n"), "");
-  EXPECT_EQ(message_in("dms train recipe: no"), "");
+  EXPECT_EQ(message_in("dms train 5: no"), "");
   EXPECT_EQ(message_in(""), "");
 }
 
