@@ -29,8 +29,7 @@ bool is_inside(const std::string& path, const std::string& dir) {
 const std::vector<ExportTarget>& export_targets() {
   static const std::vector<ExportTarget> targets = {
       {"hf", "a model for transformers, self-contained: weights, adapters, code, tokenizer", no_objection, write_hf},
-      {"sidecar", "the adapters alone, for `dms` and for people who have the base model", no_objection,
-       write_sidecar},
+      {"sidecar", "the adapters alone, for `dms` and for people who have the base model", no_objection, write_sidecar},
   };
   return targets;
 }
@@ -48,12 +47,12 @@ const ExportTarget& find_export_target(const std::string& name) {
   throw UserError("--to", "no export target '" + name + "'", details);
 }
 
-ExportInput read_export_input(const std::string& model_dir, const std::string& adapters_dir) {
+ExportInput read_export_input(const std::string& model_dir, const std::string& adapters_dir, bool check_base) {
   ExportInput input;
   input.model_dir = model_dir;
   input.adapters_dir = adapters_dir;
   input.architecture = open_weights(model_dir, at::kFloat)->architecture();
-  input.adapters = read_adapter_file(adapters_dir, input.architecture, base_model_hash(model_dir));
+  input.adapters = read_adapter_file(adapters_dir, input.architecture, check_base ? base_model_hash(model_dir) : "");
   return input;
 }
 

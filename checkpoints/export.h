@@ -16,7 +16,7 @@ struct ExportInput {
   std::string adapters_dir;   // a run, a checkpoint or an adapter directory
   Architecture architecture;  // of its weights: open_weights()->architecture()
   AdapterFile adapters;
-  std::string evaluation;     // `dms eval --json` output whose figures go into the README; "" = none
+  std::string evaluation;  // `dms eval --json` output whose figures go into the README; "" = none
 };
 
 struct ExportTarget {
@@ -33,8 +33,9 @@ const std::vector<ExportTarget>& export_targets();
 // Throws UserError naming the targets there are.
 const ExportTarget& find_export_target(const std::string& name);
 
-// Reads the base model and the adapters, and checks that they belong together.  Throws UserError.
-ExportInput read_export_input(const std::string& model_dir, const std::string& adapters_dir);
+// Reads the base model and the adapters.  `check_base`: by its hash, the model must be the one that the adapters were
+// trained on.  Throws UserError.
+ExportInput read_export_input(const std::string& model_dir, const std::string& adapters_dir, bool check_base = true);
 
 // Writes the directory `out`, which appears whole or not at all.  `replace`: an existing one may be replaced, unless
 // the input is in it.

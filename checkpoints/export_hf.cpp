@@ -27,10 +27,21 @@ constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kSingleFileExported = "model-base.safetensors";
 
 // What tokenizers and generation read, and the base model's terms.
-constexpr const char* kCopiedFiles[] = {
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt",     "tokenizer.model",       "chat_template.jinja",     "chat_template.json", "generation_config.json",
-    "LICENSE",        "LICENSE.txt",           "LICENSE.md",              "NOTICE",             "USE_POLICY.md"};
+constexpr const char* kCopiedFiles[] = {"tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "tokenizer.model",
+                                        "chat_template.jinja",
+                                        "chat_template.json",
+                                        "generation_config.json",
+                                        "LICENSE",
+                                        "LICENSE.txt",
+                                        "LICENSE.md",
+                                        "NOTICE",
+                                        "USE_POLICY.md"};
 constexpr const char* kCopiedDirectory = "additional_chat_templates";
 
 void copy_path(const fs::path& from, const fs::path& to) {

@@ -17,7 +17,7 @@ namespace {
 
 struct ExportFlags {
   std::string run, model, target, out, evaluation;
-  bool force = false;
+  bool force = false, ignore_base_hash = false;
 };
 
 namespace fs = std::filesystem;
@@ -49,7 +49,7 @@ std::string base_model_of(const std::string& dir) {
 void run_export(const ExportFlags& flags) {
   const ExportTarget& target = find_export_target(flags.target);
   const std::string model = flags.model.empty() ? base_model_of(flags.run) : flags.model;
-  ExportInput input = read_export_input(model, flags.run);
+  ExportInput input = read_export_input(model, flags.run, !flags.ignore_base_hash);
   input.evaluation = flags.evaluation;
   write_export(target, input, flags.out, flags.force);
   std::printf("%s: %s\n", flags.out.c_str(), target.help.c_str());
@@ -68,6 +68,7 @@ void add_export(CLI::App& program) {
   command->add_option("--model", flags->model, "Base model directory (default: model.path of the run's recipe)");
   command->add_option("--eval", flags->evaluation, "Output of `dms eval --json`: its figures go into the README");
   command->add_flag("--force", flags->force, "Replace --out if it exists");
+  command->add_flag("--ignore-base-hash", flags->ignore_base_hash, "Accept adapters trained on other weights");
   command->footer("Example:\n  dms export --run run --to hf --out export-hf");
   command->callback([flags] { run_export(*flags); });
 }

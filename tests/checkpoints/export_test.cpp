@@ -131,9 +131,8 @@ TEST_F(Export, HfConfigSaysTheModelTypeAndTheEvictionRule) {
 }
 
 TEST_F(Export, HfConfigHasTheRopeAndDtypeKeysOfBothGenerations) {
-  const json llama3 = {{"rope_type", "llama3"},       {"rope_theta", 5e5},         {"factor", 32.0},
-                       {"low_freq_factor", 1.0},      {"high_freq_factor", 4.0},
-                       {"original_max_position_embeddings", 8192}};
+  const json llama3 = {{"rope_type", "llama3"},  {"rope_theta", 5e5},       {"factor", 32.0},
+                       {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 8192}};
   json base = base_config();
   for (const char* key : {"rope_theta", "rope_scaling", "torch_dtype", "head_dim"}) base.erase(key);
   base["rope_parameters"] = llama3;
@@ -193,7 +192,8 @@ TEST_F(Export, HfCopiesTokenizerFilesAndTheTermsByteForByte) {
 
 TEST_F(Export, HfReadmeShowsTheFiguresOfAnEvaluation) {
   const std::string evaluation = dir_ / "eval.json";
-  write_test_file(evaluation, R"({"kl_mean": 0.01234, "kv_memory_ratio": 5.5, "tokens": 32768, "sequence_length": 1024})");
+  write_test_file(evaluation,
+                  R"({"kl_mean": 0.01234, "kv_memory_ratio": 5.5, "tokens": 32768, "sequence_length": 1024})");
   run("hf", false, evaluation);
   const std::string readme = read_file(out_ + "/README.md");
   EXPECT_NE(readme.find("(32768 tokens in sequences of 1024)"), std::string::npos) << readme;
@@ -250,6 +250,7 @@ TEST_F(Export, RefusesAdaptersOfAnotherBaseModel) {
   adapters.base_sha256 = std::string(64, 'f');
   write_adapter_file(adapters_, adapters);
   EXPECT_TRUE(says(user_error_of([&] { read_export_input(base_, adapters_); }), "belong to another base model"));
+  EXPECT_EQ(read_export_input(base_, adapters_, /*check_base=*/false).adapters.base_sha256, adapters.base_sha256);
 }
 
 TEST(ExportTargets, AMisspelledOneIsAnsweredWithTheList) {

@@ -31,6 +31,14 @@ VARIANTS = {
 }
 
 
+def left_padded(rows):
+    """Rows [1, n] of different lengths as one batch, and its attention mask."""
+    length = max(row.shape[1] for row in rows)
+    pads = [length - row.shape[1] for row in rows]
+    tokens = torch.cat([torch.nn.functional.pad(row, (n, 0)) for row, n in zip(rows, pads)])
+    return tokens, torch.stack([(torch.arange(length) >= n).long() for n in pads])
+
+
 def for_every_export(test):
     """Runs a test once per variant, without gradients and with prefill blocks far shorter than the inputs."""
 
@@ -123,8 +131,7 @@ class ExportedModel(unittest.TestCase):
         rows = [random_tokens(1, n, seed=n) for n in (45, 30, 1)]
         steps = random_tokens(3, 12, seed=5)
         length = 45
-        tokens = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0)) for row in rows])
-        mask = torch.stack([(torch.arange(length) >= length - row.shape[1]).long() for row in rows])
+        tokens, mask = left_padded(rows)
         for chunk in (45, 11):
             cache, logits = None, []
             for begin in range(0, length, chunk):
@@ -147,8 +154,7 @@ class ExportedModel(unittest.TestCase):
     def test_prefill_by_single_padded_tokens(self):
         export = self.exports["llama-linear"]
         rows = [random_tokens(1, n, seed=n) for n in (20, 13)]
-        tokens = torch.cat([torch.nn.functional.pad(row, (20 - row.shape[1], 0)) for row in rows])
-        mask = torch.stack([(torch.arange(20) >= 20 - row.shape[1]).long() for row in rows])
+        tokens, mask = left_padded(rows)
         with torch.no_grad():
             cache, logits = None, []
             for i in range(20):
@@ -164,21 +170,29 @@ class ExportedModel(unittest.TestCase):
 
     @for_every_export
     def test_selecting_sequences_carries_the_whole_state(self, export):
-        tokens, steps = random_tokens(3, 30), random_tokens(4, 15, seed=9)
+        rows = [random_tokens(1, n, seed=n) for n in (30, 22, 9)]
+        tokens, mask = left_padded(rows)
+        steps = random_tokens(4, 15, seed=9)
         for order, select in (
             ([2, 0, 0], lambda cache: cache.reorder_cache(torch.tensor([2, 0, 0]))),
             ([0, 2], lambda cache: cache.batch_select_indices(torch.tensor([0, 2]))),
             ([1], lambda cache: cache.batch_select_indices(torch.tensor([False, True, False]))),
             ([0, 0, 1, 1, 2, 2], lambda cache: cache.batch_repeat_interleave(2)),
         ):
-            cache = export.model(tokens, use_cache=True).past_key_values
+            cache = export.model(tokens, attention_mask=mask, use_cache=True).past_key_values
             select(cache)
             following = steps[torch.arange(len(order)) % 4]
-            logits = [
-                export.model(following[:, i : i + 1], past_key_values=cache).logits for i in range(15)
-            ]
-            expected = export.model(torch.cat([tokens[order], following], 1), use_cache=False).logits
-            self.assert_near(torch.cat(logits, 1), expected[:, 30:])
+            logits = []
+            for i in range(15):
+                seen = torch.nn.functional.pad(mask[order], (0, i + 1), value=1)
+                logits.append(
+                    export.model(following[:, i : i + 1], attention_mask=seen, past_key_values=cache).logits
+                )
+            logits = torch.cat(logits, 1)
+            for place, row in enumerate(order):
+                whole = torch.cat([rows[row], following[place : place + 1]], 1)
+                expected = export.model(whole, use_cache=False).logits
+                self.assert_near(logits[place : place + 1], expected[:, -15:])
 
     @for_every_export
     def test_greedy_generation_follows_the_dense_reference(self, export):
