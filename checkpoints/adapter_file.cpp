@@ -258,11 +258,12 @@ AdapterFile read_adapter_file(const std::string& dir, const Architecture& archit
   reader.format_and_version();
   visit_fields(file, reader);
   if (!expected_base_sha256.empty() && file.base_sha256 != expected_base_sha256) {
-    throw UserError(config_path,
-                    "these adapters belong to another base model: " + in_quotes(file.base_model) + " (" +
-                        in_quotes(file.base_sha256.substr(0, 12)) + "...)",
-                    {"this model is '" + expected_base_sha256.substr(0, 12) + "...'",
-                     "adapters fit only the weights they were trained on: name that model"});
+    throw UserError(
+        config_path,
+        "these adapters belong to another base model: " + in_quotes(file.base_model) + " (" +
+            in_quotes(file.base_sha256.substr(0, 12)) + "...)",
+        {"this model is '" + expected_base_sha256.substr(0, 12) + "...'",
+         "adapters fit only the weights they were trained on: name that model (dms eval has --ignore-base-hash)"});
   }
   file.tensors = read_tensors(*source, file, architecture);
   return file;

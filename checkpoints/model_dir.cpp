@@ -32,6 +32,13 @@ std::vector<std::string> listed(const std::vector<std::string>& names) {
   return lines;
 }
 
+// One warning on stderr for all of `names`.
+void warn_ignored(const std::string& where, const std::string& reason, const std::vector<std::string>& names) {
+  if (names.empty()) return;
+  std::fprintf(stderr, "warning: %s: %s, and ignored:\n", where.c_str(), reason.c_str());
+  for (const std::string& line : listed(names)) std::fprintf(stderr, "  %s\n", line.c_str());
+}
+
 bool is_there(const fs::path& path) {
   std::error_code ignored;
   return fs::exists(path, ignored);
@@ -48,7 +55,7 @@ struct WeightFiles {
   std::string index_path;  // the file that lists the tensors: the single file, or the index of the shards
   std::map<std::string, std::shared_ptr<SafetensorsFile>> files;      // by path
   std::map<std::string, std::shared_ptr<SafetensorsFile>> by_tensor;  // tensor name -> its file
-  std::vector<std::string> unmapped;                                  // in a shard, but not in the index
+  std::vector<std::string> unmapped;                                  // "NAME in FILE", where the index does not put it
 };
 
 WeightFiles open_shards(const fs::path& index_path) {
@@ -102,7 +109,8 @@ WeightFiles open_shards(const fs::path& index_path) {
   for (const auto& [path, file] : weights.files) {
     for (const SafetensorsEntry& entry : file->entries()) {
       const auto it = weights.by_tensor.find(entry.name);
-      if (it == weights.by_tensor.end() || it->second != file) weights.unmapped.push_back(entry.name);
+      if (it != weights.by_tensor.end() && it->second == file) continue;
+      weights.unmapped.push_back(in_quotes(entry.name) + " in " + fs::path(path).filename().string());
     }
   }
   return weights;
@@ -136,7 +144,7 @@ WeightFiles open_weight_files(const std::string& model_dir) {
 
 bool is_weight_dtype(const std::string& dtype) { return dtype == "F32" || dtype == "F16" || dtype == "BF16"; }
 
-// Presence, shape and dtype of everything the architecture needs; what it does not know is returned.
+// Presence, shape and dtype of everything the architecture needs.  Returns the names that it does not know.
 std::vector<std::string> check_tensors(const WeightFiles& weights, const Architecture& architecture) {
   std::vector<std::string> missing, wrong_shape, wrong_dtype;
   std::set<std::string> expected_names;
@@ -155,7 +163,7 @@ std::vector<std::string> check_tensors(const WeightFiles& weights, const Archite
       wrong_dtype.push_back("'" + spec.name + "' is " + describe_tensor(entry.dtype, entry.shape));
     }
   }
-  std::vector<std::string> unknown = weights.unmapped;
+  std::vector<std::string> unknown;
   for (const auto& [name, file] : weights.by_tensor) {
     if (!expected_names.contains(name) && !name.ends_with(".rotary_emb.inv_freq")) unknown.push_back(name);
   }
@@ -285,7 +293,7 @@ std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::Sca
 
   const bool tied_with_head = architecture.tied_embeddings && weights.by_tensor.contains(kHead);
   if (tied_with_head) architecture.tied_embeddings = false;  // so that the head is checked with the others
-  const std::vector<std::string> unknown = check_tensors(weights, architecture);
+  std::vector<std::string> unknown = check_tensors(weights, architecture);
   if (tied_with_head) {
     architecture.tied_embeddings = head_equals_embedding(weights);
     if (!architecture.tied_embeddings) {
@@ -295,11 +303,9 @@ std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::Sca
                    weights.index_path.c_str());
     }
   }
-  if (!unknown.empty()) {
-    std::fprintf(stderr, "warning: %s: unknown to a %s model, and ignored:\n", weights.index_path.c_str(),
-                 architecture.family.model_type.c_str());
-    for (const std::string& line : listed(unknown)) std::fprintf(stderr, "  %s\n", in_quotes(line).c_str());
-  }
+  for (std::string& name : unknown) name = in_quotes(name);
+  warn_ignored(weights.index_path, "unknown to a " + architecture.family.model_type + " model", unknown);
+  warn_ignored(weights.index_path, "not where the index puts it", weights.unmapped);
   return std::make_unique<MappedWeights>(std::move(weights), std::move(architecture), dtype);
 }
 

@@ -162,6 +162,22 @@ TEST_F(ModelDir, ShardsGiveTheSameWeightsAsOneFile) {
   EXPECT_EQ(weight_map(dir()), expected);
 }
 
+TEST_F(ModelDir, TheIndexDecidesWhereATensorIsRead) {
+  const at::Tensor norm = open_weights(dir(), at::kFloat)->final_norm();
+  const json index = shard();
+  EXPECT_EQ(warnings(), "");
+  const std::string other = shard_name(index["weight_map"]["model.norm.weight"] == shard_name(0));
+  NamedTensors tensors = {{"model.norm.weight", norm + 1}, {"unlisted", norm}};
+  const auto source = SafetensorsFile::open(file(other));
+  for (const SafetensorsEntry& entry : source->entries()) {
+    tensors.emplace_back(entry.name, source->tensor(entry.name).clone());
+  }
+  write_safetensors(file(other), tensors);
+  EXPECT_TRUE(says(warnings(), "not where the index puts it, and ignored:\n  'model.norm.weight' in " + other +
+                                   "\n  'unlisted' in " + other));
+  EXPECT_TRUE(open_weights(dir(), at::kFloat)->final_norm().equal(norm));
+}
+
 TEST_F(ModelDir, ASingleFileWinsOverAnIndex) {
   store_index({{"weight_map", {{"model.norm.weight", "absent.safetensors"}}}});
   EXPECT_EQ(error(), "(no UserError)");

@@ -59,6 +59,7 @@ TEST(Safetensors, HostileHeadersAreRefusedWithTheReason) {
       {"header length near 2^63", huge_length, "announces a header of 9223372036854775807 bytes"},
       {"header length over the limit", over_limit, "expected at most 100000000"},
       {"header past the end", file_bytes(nine).substr(0, 20), "but the file ends at 20"},
+      {"header one byte short", file_bytes(nine).substr(0, 8 + nine.size() - 1), "the header should end at byte "},
       {"an array", file_bytes("[]"), "does not begin with '{'"},
       {"leading space", file_bytes(" {}"), "does not begin with '{'"},
       {"not JSON", file_bytes("{\"a\" 1}"), "(header):1:6: not valid JSON"},
