@@ -22,7 +22,8 @@ void add_inspect(CLI::App& program) {
   command->footer("Example:\n  dms inspect quickstart/run");
   command->callback([flags] {
     const nlohmann::ordered_json description = inspect(flags->path);
-    if (!flags->json.empty()) write_file(flags->json, description.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+    if (!flags->json.empty())
+      write_file(flags->json, description.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
     std::fputs(description_text(description).c_str(), stdout);
   });
 }
