@@ -17,7 +17,13 @@ namespace {
 constexpr int exit_done = 0, exit_failed = 1, exit_wrong_input = 2, exit_interrupted = 3;
 
 void add_commands(CLI::App& program) {
+  add_prepare(program);
+  add_train(program);
+  add_eval(program);
   add_export(program);
+  add_report(program);
+  add_inspect(program);
+  add_bench(program);
 }
 
 void complain(const CLI::App& program, const std::string& message) {

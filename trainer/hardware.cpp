@@ -35,16 +35,21 @@ int64_t available_memory_bytes() { return proc_kilobytes("/proc/meminfo", "MemAv
 
 double measure_gemm_flops_per_s(at::ScalarType dtype) {
   constexpr int64_t kSize = 2048;
+  return measure_gemm_flops_per_s(dtype, kSize, kSize, kSize);
+}
+
+double measure_gemm_flops_per_s(at::ScalarType dtype, int64_t rows, int64_t inner, int64_t columns) {
   const at::NoGradGuard no_grad;
-  const at::Tensor a = at::ones({kSize, kSize}, at::kFloat).to(dtype);
+  const at::Tensor x = at::ones({rows, inner}, at::kFloat).to(dtype);
+  const at::Tensor weight = at::ones({columns, inner}, at::kFloat).to(dtype);
   double best_seconds = 1e30;
   for (int i = 0; i < 4; ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    const at::Tensor product = at::matmul(a, a);
+    const at::Tensor product = at::linear(x, weight);
     best_seconds =
         std::min(best_seconds, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
-  return 2.0 * static_cast<double>(kSize * kSize * kSize) / best_seconds;
+  return 2.0 * static_cast<double>(rows) * static_cast<double>(inner) * static_cast<double>(columns) / best_seconds;
 }
 
 double needed_flops_per_sequence(const Architecture& a, int64_t num_tokens) {

@@ -18,6 +18,8 @@ int64_t available_memory_bytes();  // of the machine, respecting nothing but /pr
 
 // Best rate of a 2048^3 GEMM in this process, dtype and thread count, FLOP/s.  Takes about a second.
 double measure_gemm_flops_per_s(at::ScalarType dtype);
+// The same for a linear layer's [rows, inner] x [inner, columns].
+double measure_gemm_flops_per_s(at::ScalarType dtype, int64_t rows, int64_t inner, int64_t columns);
 
 // FLOPs of one training sequence of T tokens: teacher forward, student forward and the activation-gradient backward
 // (as many FLOPs as a forward for the linears, 2.5 times a forward for attention); dense causal attention, all
