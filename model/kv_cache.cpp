@@ -46,11 +46,11 @@ void HeadCache::decide(int64_t position, bool evict) {
   evicted_[static_cast<size_t>(std::distance(found, positions_.rend()) - 1)] = evict ? 1 : 0;
 }
 
-void HeadCache::drop_expired(int64_t next_position, int64_t window) {
+void HeadCache::drop_expired(int64_t newest_position, int64_t window) {
   std::vector<int64_t> kept;
   for (int64_t i = 0; i < num_live_; ++i) {
     const size_t row = static_cast<size_t>(i);
-    if (evicted_[row] == 0 || next_position - positions_[row] <= window) kept.push_back(i);
+    if (evicted_[row] == 0 || newest_position - positions_[row] <= window) kept.push_back(i);
   }
   const auto num_kept = static_cast<int64_t>(kept.size());
   if (num_kept == num_live_) return;
@@ -78,12 +78,14 @@ void HeadCache::drop_expired(int64_t next_position, int64_t window) {
   num_live_ = num_kept;
   positions_.resize(static_cast<size_t>(num_kept));
   evicted_.resize(static_cast<size_t>(num_kept));
+  positions_.shrink_to_fit();
+  evicted_.shrink_to_fit();
   reserve(num_live_);
 }
 
 int64_t HeadCache::allocated_bytes() const {
   return static_cast<int64_t>(keys_cd_.storage().nbytes() + values_cd_.storage().nbytes() +
-                              positions_.size() * sizeof(int32_t) + evicted_.size());
+                              positions_.capacity() * sizeof(int32_t) + evicted_.capacity());
 }
 
 int64_t HeadCache::live_bytes() const {
@@ -143,7 +145,7 @@ at::Tensor CompactCache::attend(int64_t layer, const at::Tensor& q_BHnd, const a
         q_1Rnd, cache.keys().unsqueeze(0).unsqueeze(0).expand({1, group, rows, head_dim}),
         cache.values().unsqueeze(0).unsqueeze(0).expand({1, group, rows, head_dim}),
         mask_nr.to(q_BHnd.options()).unsqueeze(0).unsqueeze(0), 0.0, false, scale));
-    cache.drop_expired(first + count, window_);
+    cache.drop_expired(first + count - 1, window_);
   }
   num_tokens_[static_cast<size_t>(layer)] = first + count;
   return at::cat(outs, 1);

@@ -27,8 +27,8 @@ class HeadCache {
   void append(const at::Tensor& keys_nd, const at::Tensor& values_nd, int64_t first_position);
   // Records the decision about one stored position.
   void decide(int64_t position, bool evict);
-  // Frees the slots of keys that no query from `next_position` on can see.
-  void drop_expired(int64_t next_position, int64_t window);
+  // Frees the slots of evicted keys that the query at `newest_position` is already too far from to see.
+  void drop_expired(int64_t newest_position, int64_t window);
 
   int64_t num_live() const { return num_live_; }
   int64_t allocated_bytes() const;

@@ -67,6 +67,9 @@ void run_eval(const EvalFlags& flags) {
     num_windows += static_cast<int64_t>(inputs.back().second.size());
   }
 
+  // A place that cannot be written to is found out before the work.
+  if (!flags.json.empty()) StagedFile(flags.json);
+
   EvaluationOptions options;
   options.eviction = trained.eviction;
   options.attend_across_documents = trained.file.attend_across_documents;

@@ -20,6 +20,17 @@ void append_kl(std::vector<float>& all, const at::Tensor& kl_T) {
   all.insert(all.end(), kl.data_ptr<float>(), kl.data_ptr<float>() + kl.numel());
 }
 
+void add_memory(std::vector<EvaluationRecord::MemoryAtLength>& rows, const EvaluationRecord::MemoryAtLength& added) {
+  auto row = std::find_if(rows.begin(), rows.end(), [&](const auto& r) { return r.tokens == added.tokens; });
+  if (row == rows.end()) {
+    rows.push_back(added);
+    return;
+  }
+  row->num_sequences += added.num_sequences;
+  row->dense_bytes += added.dense_bytes;
+  row->allocated_bytes += added.allocated_bytes;
+}
+
 class Evaluator {
  public:
   Evaluator(WeightSource& source, const Adapter& adapter, const EvaluationOptions& options, int64_t sequence_length)
@@ -154,11 +165,8 @@ class Evaluator {
   }
 
   void note_memory(EvaluationRecord& details, int64_t num_tokens, const CompactCache& cache) const {
-    auto& rows = details.memory_by_length;
-    auto row = std::find_if(rows.begin(), rows.end(), [&](const auto& r) { return r.tokens == num_tokens; });
-    if (row == rows.end()) row = rows.insert(rows.end(), {num_tokens, 0.0, 0.0});
-    row->dense_bytes += static_cast<double>(dense_bytes(num_tokens));
-    row->allocated_bytes += static_cast<double>(cache.allocated_bytes());
+    add_memory(details.memory_by_length, {num_tokens, 1, static_cast<double>(dense_bytes(num_tokens)),
+                                          static_cast<double>(cache.allocated_bytes())});
   }
 
   void note_decisions(EvaluationRecord& details, const std::vector<std::vector<at::Tensor>>& chunk_logits,
@@ -223,10 +231,7 @@ void EvaluationRecord::append(const EvaluationRecord& other) {
       counted[layer][g] += other.counted[layer][g];
     }
   }
-  for (size_t i = 0; i < std::min(memory_by_length.size(), other.memory_by_length.size()); ++i) {
-    memory_by_length[i].dense_bytes += other.memory_by_length[i].dense_bytes;
-    memory_by_length[i].allocated_bytes += other.memory_by_length[i].allocated_bytes;
-  }
+  for (const MemoryAtLength& row : other.memory_by_length) add_memory(memory_by_length, row);
   noise_floor_kl_sum += other.noise_floor_kl_sum;
   noise_floor_tokens += other.noise_floor_tokens;
   baseline_live_keys = std::max(baseline_live_keys, other.baseline_live_keys);

@@ -35,10 +35,10 @@ struct EvaluationRecord {
   double teacher_nll_sum = 0.0;
   std::vector<std::vector<double>> kept, counted;  // [L][G] over keys that have a far query
   struct MemoryAtLength {
-    int64_t tokens = 0;
+    int64_t tokens = 0, num_sequences = 0;
     double dense_bytes = 0.0, allocated_bytes = 0.0;  // summed over sequences
   };
-  std::vector<MemoryAtLength> memory_by_length;
+  std::vector<MemoryAtLength> memory_by_length;  // of windows that are one document
   double noise_floor_kl_sum = 0.0;  // over one window
   int64_t noise_floor_tokens = 0;
   int64_t baseline_live_keys = 0;  // n above; 0 without baselines

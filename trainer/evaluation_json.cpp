@@ -101,8 +101,8 @@ ordered_json record_json(const EvaluationRecord& r, const EvaluationContext& con
   ordered_json memory = ordered_json::array();
   for (const auto& row : r.memory_by_length) {
     memory.push_back({{"tokens", row.tokens},
-                      {"dense_bytes", row.dense_bytes / static_cast<double>(r.num_windows)},
-                      {"allocated_bytes", row.allocated_bytes / static_cast<double>(r.num_windows)}});
+                      {"dense_bytes", row.dense_bytes / static_cast<double>(row.num_sequences)},
+                      {"allocated_bytes", row.allocated_bytes / static_cast<double>(row.num_sequences)}});
   }
   json["memory_by_length"] = std::move(memory);
   json["noise_floor_kl"] = ratio(r.noise_floor_kl_sum, static_cast<double>(r.noise_floor_tokens));

@@ -1,8 +1,12 @@
 #include "trainer/run.h"
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <iterator>
 #include <stdexcept>
@@ -223,6 +227,19 @@ class Run {
   int64_t saved_step_ = -1;
 };
 
+// A run directory that cannot be made should be found out before the warm start, not after it.
+void require_makeable_directory(const std::string& path) {
+  fs::path existing = fs::absolute(path);
+  std::error_code ignored;
+  while (!fs::exists(existing, ignored) && existing.has_relative_path()) existing = existing.parent_path();
+  if (!fs::is_directory(existing, ignored)) {
+    throw UserError(path, "cannot be made: '" + existing.string() + "' is not a directory");
+  }
+  if (::access(existing.c_str(), W_OK | X_OK) != 0) {
+    throw UserError(path, "cannot be made: '" + existing.string() + "' is not writable", {std::strerror(errno)});
+  }
+}
+
 }  // namespace
 
 void resolve_recipe(Recipe& recipe, const Architecture& architecture) {
@@ -258,6 +275,7 @@ void train(Recipe recipe, const RunOptions& options) {
   if (fs::exists(options.run_dir) && !fs::is_directory(options.run_dir)) {
     throw UserError(options.run_dir, "is not a directory");
   }
+  require_makeable_directory(options.run_dir);
   const Architecture architecture = read_architecture(recipe.model_path);
   if (exists) recipe = recipe_to_resume(options.run_dir, std::move(recipe));
   resolve_recipe(recipe, architecture);

@@ -283,6 +283,8 @@ std::vector<BadInput> make_bad_inputs() {
       // dms train: where it writes
       {"RunExists", nothing, "train run.yaml --run-dir run", "run: already holds a run", "--resume"},
       {"RunDirIsAFile", nothing, "train run.yaml --run-dir text.txt", "text.txt: is not a directory"},
+      {"RunDirBelowAFile", nothing, "train run.yaml --run-dir text.txt/run", "text.txt/run"},
+      {"RunDirInAReadOnlyDirectory", made_read_only_directory("locked"), "train run.yaml --run-dir locked/run", "locked/run", "Permission denied", 2, bound_by_permissions()},
       {"ResumeWithAnotherRecipe", nothing, "train run.yaml --run-dir run --resume trainer.seed=7",
        "run: cannot resume with a recipe that trains differently", "trainer.seed"},
       {"DiskFullInTrain", nothing, train, "out/", "File too large", 1, full_disk_after(3000), "out/"},
@@ -310,6 +312,8 @@ std::vector<BadInput> make_bad_inputs() {
       {"SequenceWithinTheWindow", nothing, eval + " --sequence-length 9", "--sequence-length: 9 leaves no key beyond"},
       {"UnknownDtype", nothing, eval + " --dtype float16", "--dtype", "'dms eval --help'"},
       {"HeldOutMissing", nothing, "eval --model model --adapters run --data none.h5", "none.h5: does not exist"},
+      {"FiguresNowhere", nothing, "eval --model model --adapters run --data held-out.h5 --json none/out.json", "none/out.json: cannot be created"},
+      {"FiguresInAReadOnlyDirectory", made_read_only_directory("locked"), "eval --model model --adapters run --data held-out.h5 --json locked/out.json", "locked/out.json: cannot be created", "Permission denied", 2, bound_by_permissions()},
       {"DiskFullInEval", nothing, eval, "out.json", "File too large", 1, full_disk_after(1000)},
 
       // dms export

@@ -1,0 +1,173 @@
+#include "trainer/recipe.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "tests/support/temporary_directory.h"
+#include "tests/support/tiny_model.h"
+#include "tests/support/user_error_of.h"
+#include "trainer/run_state.h"
+
+namespace dms {
+namespace {
+
+constexpr const char* kYaml =
+    "model:\n"
+    "  path: models/tiny\n"
+    "data:\n"
+    "  train: [a.h5, b.h5]\n"
+    "trainer:\n"
+    "  steps: 10\n"
+    "  sequence_length: 128\n"
+    "  dtype: float32\n"
+    "  seed: 7\n"
+    "warm_start:\n"
+    "  tokens: 1024\n";
+
+class RecipeTest : public ::testing::Test {
+ protected:
+  RecipeTest() { write_test_file(path_, kYaml); }
+
+  Recipe read(const std::vector<std::string>& overrides = {}) const { return read_recipe(path_, overrides); }
+  std::string refusal(const std::vector<std::string>& overrides) const {
+    return user_error_of([&] { read(overrides); });
+  }
+
+  const TemporaryDirectory directory_;
+  const std::string path_ = directory_ / "recipe.yaml";
+};
+
+TEST_F(RecipeTest, HoldsWhatTheFileSaysAndDefaultsElsewhere) {
+  const Recipe recipe = read({"adapter.kind=neuron", "adapter.rank=4"});
+  EXPECT_EQ(recipe.model_path, "models/tiny");
+  EXPECT_EQ(recipe.data.train, (std::vector<std::string>{"a.h5", "b.h5"}));
+  EXPECT_EQ(recipe.trainer.sequence_length, 128);
+  EXPECT_EQ(recipe.adapter.kind, AdapterKind::neuron);
+  EXPECT_EQ(recipe.adapter.rank, 4);
+  EXPECT_EQ(recipe.eviction.window, EvictionOptions{}.window);
+}
+
+TEST_F(RecipeTest, IsReadBackFromItsOwnDump) {
+  const Recipe recipe = read({"trainer.learning_rate=0.00012345678901234567", "export_targets=[hf]", "eviction.tau=0.3"});
+  write_test_file(directory_ / "again.yaml", dump_recipe(recipe));
+  EXPECT_EQ(dump_recipe(read_recipe(directory_ / "again.yaml", {})), dump_recipe(recipe));
+  EXPECT_EQ(read_recipe(directory_ / "again.yaml", {}).trainer.optimizer.learning_rate, 0.00012345678901234567);
+}
+
+TEST_F(RecipeTest, RulesThatSpanComponentsNameTheKeysAndTheWayOut) {
+  struct Rule {
+    std::vector<std::string> overrides;
+    std::string what, remedy;
+  };
+  const std::vector<Rule> rules{
+      {{"model.path="}, "model.path is not set", "set it to a Hugging Face model directory"},
+      {{"data.train=[]"}, "data.train is empty", "list at least one token file made by `dms prepare`"},
+      {{"compression.initial=4", "compression.final=3.5"},
+       "compression.final is smaller than compression.initial",
+       "the target ratio can only rise"},
+      {{"eviction.window=127"},
+       "eviction.window (127) leaves no key to evict in a sequence of trainer.sequence_length 128",
+       "make the window smaller or the sequences longer"},
+      {{"adapter.rank=2"}, "adapter.rank is for the neuron adapter", "remove it or set adapter.kind: neuron"},
+      {{"warm_start.tokens=127"},
+       "warm_start.tokens is less than one sequence of trainer.sequence_length",
+       "set it to 0 (off) or to at least the sequence length"},
+      {{"warm_start.tokens=0", "trainer.steps=0"},
+       "nothing to do: warm_start.tokens and trainer.steps are both 0",
+       "set one of them"},
+      {{"export_targets=[hf, sidcar]"}, "unknown export target 'sidcar'", "did you mean 'sidecar'?"},
+      {{"export_targets=[gguf]"}, "unknown export target 'gguf'", "targets: hf, sidecar"},
+  };
+  for (const Rule& rule : rules) {
+    const std::string message = refusal(rule.overrides);
+    EXPECT_TRUE(says(message, path_ + ": " + rule.what));
+    EXPECT_TRUE(says(message, rule.remedy));
+  }
+}
+
+TEST_F(RecipeTest, RulesAllowTheirOwnLimits) {
+  EXPECT_EQ(refusal({"eviction.window=126"}), "(no UserError)");
+  EXPECT_EQ(refusal({"compression.initial=3.5", "compression.final=3.5"}), "(no UserError)");
+  EXPECT_EQ(refusal({"warm_start.tokens=128", "trainer.steps=0"}), "(no UserError)");
+  EXPECT_EQ(refusal({"warm_start.tokens=0"}), "(no UserError)");
+}
+
+TEST_F(RecipeTest, TheStepReadsItsPartOfTheRecipe) {
+  const StepOptions step = step_options(
+      read({"eviction.window=9", "compression.final=5", "distillation.temperature=2",
+            "data.attend_across_documents=false", "trainer.activation_checkpointing=none"}));
+  EXPECT_EQ(step.eviction.window, 9);
+  EXPECT_EQ(step.compression.final, 5.0);
+  EXPECT_EQ(step.distillation.temperature, 2.0);
+  EXPECT_FALSE(step.attend_across_documents);
+  EXPECT_EQ(step.checkpointing, ActivationCheckpointing::none);
+  EXPECT_EQ(step.seed, 7U);
+}
+
+class RecipeToResumeTest : public RecipeTest {
+ protected:
+  void run_with(const std::vector<std::string>& overrides) const {
+    write_test_file(path_, kYaml);
+    const std::string resolved = dump_recipe(read(overrides));
+    std::filesystem::create_directories(run_dir_);
+    write_test_file(run_dir_ + "/recipe.yaml", resolved);
+  }
+  Recipe resume(const std::vector<std::string>& overrides) const { return recipe_to_resume(run_dir_, read(overrides)); }
+  std::string resume_refusal(const std::vector<std::string>& overrides) const {
+    return user_error_of([&] { resume(overrides); });
+  }
+  const std::string run_dir_ = directory_ / "run";
+};
+
+TEST_F(RecipeToResumeTest, RefusesEveryChangeOfWhatAStepComputesByName) {
+  run_with({});
+  for (const std::string change :
+       {"data.train=[a.h5]", "data.attend_across_documents=false", "adapter.kind=neuron", "adapter.bias=none",
+        "eviction.window=32", "eviction.decision_shift=0", "eviction.alpha_scale=10", "eviction.alpha_offset=4",
+        "eviction.tau=0.2", "eviction.truncate_at=20", "compression.initial=2", "compression.final=9",
+        "compression.ramp_steps=5", "compression.loss_weight=2", "compression.count=straight_through",
+        "distillation.kl=reverse", "distillation.temperature=2", "warm_start.tokens=2048", "warm_start.compression=4",
+        "trainer.global_batch=4", "trainer.sequence_length=256", "trainer.learning_rate=0.5",
+        "trainer.schedule=cosine", "trainer.warmup_steps=3", "trainer.clip=2", "trainer.beta1=0.5", "trainer.beta2=0.5",
+        "trainer.seed=8", "trainer.dtype=bfloat16"}) {
+    const std::string key = change.substr(0, change.find('='));
+    const std::string message = resume_refusal({change});
+    EXPECT_TRUE(says(message, run_dir_ + ": cannot resume with a recipe that trains differently")) << change;
+    EXPECT_TRUE(says(message, key + ": the run has ")) << change;
+  }
+}
+
+TEST_F(RecipeToResumeTest, NamesBothValuesAndEveryDifferenceAtOnce) {
+  run_with({});
+  const std::string message = resume_refusal({"trainer.seed=8", "eviction.window=32"});
+  EXPECT_TRUE(says(message, "trainer.seed: the run has 7, asked is 8"));
+  EXPECT_TRUE(says(message, "eviction.window: the run has 64, asked is 32"));
+  EXPECT_TRUE(says(message, "continue with the run's own " + run_dir_ + "/recipe.yaml, or start another --run-dir"));
+}
+
+TEST_F(RecipeToResumeTest, TakesChangesThatLeaveTheStepsAlone) {
+  run_with({});
+  const Recipe recipe = resume({"data.held_out=[c.h5]", "trainer.checkpoint_every=3", "trainer.keep=2",
+                                "trainer.memory_limit=1000000", "trainer.activation_checkpointing=full",
+                                "model.path=elsewhere/tiny", "export_targets=[hf]"});
+  EXPECT_EQ(recipe.trainer.checkpoint_every, 3);
+  EXPECT_EQ(recipe.model_path, "elsewhere/tiny");
+}
+
+TEST_F(RecipeToResumeTest, MoreStepsAreNoChangeOnlyUnderAConstantLearningRate) {
+  run_with({"trainer.schedule=constant"});
+  EXPECT_EQ(resume({"trainer.schedule=constant", "trainer.steps=20"}).trainer.steps, 20);
+  run_with({"trainer.schedule=cosine"});
+  EXPECT_TRUE(says(resume_refusal({"trainer.schedule=cosine", "trainer.steps=20"}),
+                   "trainer.steps: the run has 10, asked is 20"));
+}
+
+TEST_F(RecipeToResumeTest, AutoMeansWhatTheRunResolved) {
+  run_with({"trainer.dtype=bfloat16"});
+  EXPECT_EQ(resume({"trainer.dtype=auto"}).trainer.dtype, ComputeDtype::bfloat16);
+}
+
+}  // namespace
+}  // namespace dms
