@@ -82,8 +82,14 @@ void expect_exact(const Shape& s, Keys keys, at::ScalarType dtype, double tolera
   const Outputs dense = run(dense_delayed_eviction_attention, in, s);
   EXPECT_EQ(fast.out.scalar_type(), dtype);
   EXPECT_TRUE(is_near(fast.out, dense.out, tolerance)) << "output";
-  EXPECT_TRUE(is_near(fast.dq, dense.dq, tolerance)) << "gradient of q";
-  EXPECT_TRUE(is_near(fast.dk, dense.dk, tolerance)) << "gradient of k";
+  if (s.T == 1) {
+    // One key: no score matters, the gradients are zero, and what is left is rounding of order-1 numbers.
+    EXPECT_LE(fast.dq.abs().max().item<double>(), tolerance) << "gradient of q";
+    EXPECT_LE(fast.dk.abs().max().item<double>(), tolerance) << "gradient of k";
+  } else {
+    EXPECT_TRUE(is_near(fast.dq, dense.dq, tolerance)) << "gradient of q";
+    EXPECT_TRUE(is_near(fast.dk, dense.dk, tolerance)) << "gradient of k";
+  }
   EXPECT_TRUE(is_near(fast.dv, dense.dv, tolerance)) << "gradient of v";
   EXPECT_TRUE(is_near(fast.dbias, dense.dbias, tolerance)) << "gradient of the bias";
 }
