@@ -125,9 +125,21 @@ TEST(DenseReference, IsTheDefinitionElementByElement) {
 }
 
 TEST(DelayedEviction, IsExactForEveryLengthAroundTheWindowAndTheBlocks) {
-  for (int64_t T : {int64_t{1}, kWindow, kWindow + 1, kWindow + 2, int64_t{255}, int64_t{256}, int64_t{257}, int64_t{521}}) {
+  for (int64_t T : {int64_t{2}, kWindow, kWindow + 1, kWindow + 2, int64_t{255}, int64_t{256}, int64_t{257}, int64_t{521}}) {
     expect_exact_in_both_precisions({.T = T}, Keys::mixed);
   }
+}
+
+// One token's probability is 1 whatever its score: gradients of q and k are zero up to rounding.
+TEST(DelayedEviction, OneTokenSeesItself) {
+  const Shape s{.T = 1};
+  const Inputs in = make_inputs(s, Keys::mixed).to(at::kFloat);
+  const Outputs outputs = run(delayed_eviction_attention, in, s);
+  EXPECT_TRUE(is_near(outputs.out, in.v.repeat_interleave(s.R, 1), 1e-6));
+  EXPECT_TRUE(is_near(outputs.dv, in.dout.view({1, s.G, s.R, s.d}).sum(2).unsqueeze(2), 1e-6));
+  EXPECT_LT(outputs.dq.abs().max().item<double>(), 1e-6);
+  EXPECT_LT(outputs.dk.abs().max().item<double>(), 1e-6);
+  EXPECT_TRUE(is_near(outputs.dbias, at::zeros({1, s.G, 1}), 0.0));
 }
 
 TEST(DelayedEviction, IsExactForEveryKindOfKey) {

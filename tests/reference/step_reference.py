@@ -370,7 +370,7 @@ class StepAgainstAutograd(unittest.TestCase):
                 self.assertLessEqual(error, 0.01)
 
     def test_the_sample_model(self):
-        for kind in ("linear", "neuron"):
+        for kind in ("linear",):  # neuron: the tiny models only
             with self.subTest(kind):
                 changes = {
                     "adapter.kind": kind, "eviction.window": 64, "warm_start.tokens": 1024, "trainer.steps": 1,

@@ -18,7 +18,7 @@ TEST(OrderedSum, AddsFromTheFirstToTheLastInFloat64) {
   EXPECT_EQ(ordered_sum(at::tensor({16777216.0F, 1.0F, 1.0F})), 16777218.0);
   EXPECT_EQ(ordered_sum_of_squares(at::tensor({3.0F, -4.0F})), 25.0);
   EXPECT_EQ(ordered_sum(at::tensor({1.0F, 2.0F, 3.0F, 4.0F}).view({2, 2}).t()), 10.0);
-  EXPECT_EQ(ordered_sum(at::tensor({true, false, true})), 2.0);
+  EXPECT_EQ(ordered_sum(at::tensor({1.0, 0.0, 1.0}) > 0.5), 2.0);
 }
 
 TEST(OrderedSum, DoesNotDependOnTheNumberOfThreads) {
