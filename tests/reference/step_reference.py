@@ -176,7 +176,10 @@ class Run:
         config = json.loads((self.path / "checkpoints" / f"step-{step:06d}" / "dms_config.json").read_text())
         tensors = self.checkpoint(step)
         model = transformers_step.load_model(self.model_path)
-        borrowed = [tensors[name].tolist() for name in sorted(tensors) if name.endswith("dms_neuron.index")]
+        borrowed = []
+        if adapter["kind"] == "neuron":
+            layers = range(model.config.num_hidden_layers)
+            borrowed = [tensors[f"model.layers.{layer}.self_attn.dms_neuron.index"].tolist() for layer in layers]
         evictor = transformers_step.RelaxedEviction(
             model, kind=adapter["kind"], rank=adapter["rank"], bias=adapter["bias"] == "per_head", borrowed=borrowed,
             alpha_scale=config["alpha_scale"], alpha_offset=config["alpha_offset"], **eviction
@@ -370,7 +373,7 @@ class StepAgainstAutograd(unittest.TestCase):
                 self.assertLessEqual(error, 0.01)
 
     def test_the_sample_model(self):
-        for kind in ("linear",):  # neuron: the tiny models only
+        for kind in ("linear", "neuron"):
             with self.subTest(kind):
                 changes = {
                     "adapter.kind": kind, "eviction.window": 64, "warm_start.tokens": 1024, "trainer.steps": 1,
