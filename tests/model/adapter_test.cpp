@@ -17,7 +17,7 @@ constexpr int64_t kTokens = 11;
 const TinyModel kModel{.num_heads = 8, .num_kv_heads = 4, .head_dim = 8};
 // Head g * R + g % R lends channel 2 + g in layer 0, 7 - g in layer 1.
 const std::vector<std::vector<BorrowedChannel>> kBorrowed{{{0, 2}, {3, 3}, {4, 4}, {7, 5}},
-                                                         {{0, 7}, {3, 6}, {4, 5}, {7, 4}}};
+                                                          {{0, 7}, {3, 6}, {4, 5}, {7, 4}}};
 
 std::vector<AdapterOptions> all_options() {
   std::vector<AdapterOptions> all;
@@ -31,7 +31,8 @@ std::vector<AdapterOptions> all_options() {
 class AdapterTest : public ::testing::Test {
  protected:
   std::unique_ptr<Adapter> make(const AdapterOptions& options) const {
-    return make_adapter(eviction_, options, *source_, options.kind == AdapterKind::neuron ? kBorrowed : std::vector<std::vector<BorrowedChannel>>{});
+    return make_adapter(eviction_, options, *source_,
+                        options.kind == AdapterKind::neuron ? kBorrowed : std::vector<std::vector<BorrowedChannel>>{});
   }
 
   // Every parameter moved away from its start.
@@ -233,8 +234,9 @@ TEST_F(AdapterTest, NeuronIsRefusedWhereAQueryNormWouldBendIt) {
    private:
     Architecture architecture_;
   } source;
-  const std::string message =
-      user_error_of([&] { make_adapter(eviction_, {AdapterKind::neuron, 0, AdapterBias::none}, source, {}); });
+  const std::string message = user_error_of([&] {
+    make_adapter(eviction_, {AdapterKind::neuron, 0, AdapterBias::none}, source, {});
+  });
   EXPECT_TRUE(says(message, "'neuron' is not available for model_type 'qwen3'"));
   EXPECT_TRUE(says(message, "set adapter.kind: linear"));
 }

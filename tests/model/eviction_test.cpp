@@ -62,9 +62,9 @@ TEST(Relaxation, IsTheDefinitionBetweenTheTruncations) {
 
 TEST(Relaxation, TruncatesExactlyAtBothEnds) {
   const double infinity = std::numeric_limits<double>::infinity();
-  const at::Tensor z_GT = at::tensor({-1e30, -17.0, std::nextafter(-17.0, 0.0), std::nextafter(24.0, 0.0), 24.0, 1e30},
-                                     at::kDouble)
-                              .unsqueeze(0);
+  const at::Tensor z_GT =
+      at::tensor({-1e30, -17.0, std::nextafter(-17.0, 0.0), std::nextafter(24.0, 0.0), 24.0, 1e30}, at::kDouble)
+          .unsqueeze(0);
   const at::Tensor bias_T = relaxed_at(z_GT, 24.0).bias_GT[0];
   EXPECT_EQ(bias_T[0].item<double>(), 0.0);
   EXPECT_EQ(bias_T[1].item<double>(), 0.0);

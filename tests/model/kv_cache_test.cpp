@@ -157,7 +157,8 @@ TEST(CompactCache, AllocatesAtMost15PercentMoreThanItsLiveKeysNeed) {
   constexpr int64_t kTokens = 1024;
   CompactCache cache(1, 9, 64, 64, 1, at::TensorOptions().dtype(at::kFloat));
   const at::Tensor rate_G1 = at::tensor({0.0, 0.01, 0.03, 0.05, 0.08, 0.1, 0.2, 0.4, 0.94}, at::kDouble).unsqueeze(1);
-  const at::Tensor logit_GT = at::erfinv(1.0 - 2.0 * rate_G1.clamp_min(1e-9)) * std::sqrt(2.0) + seeded_normal({9, kTokens}, 3);
+  const at::Tensor logit_GT =
+      at::erfinv(1.0 - 2.0 * rate_G1.clamp_min(1e-9)) * std::sqrt(2.0) + seeded_normal({9, kTokens}, 3);
   const at::Tensor k = seeded_normal({1, 9, kTokens, 64}, 1).to(at::kFloat);
   for (int64_t begin = 0; begin < kTokens; begin += 256) {
     const auto part = [&](const at::Tensor& x) { return x.slice(2, begin, begin + 256); };
@@ -165,7 +166,8 @@ TEST(CompactCache, AllocatesAtMost15PercentMoreThanItsLiveKeysNeed) {
   }
   int64_t live = 0;
   for (int64_t g = 0; g < 9; ++g) {
-    const int64_t survivors = (dense_decisions_GT(logit_GT, 1, {0, kTokens})[g].slice(0, 0, kTokens - 65) <= 0).sum().item<int64_t>();
+    const int64_t survivors =
+        (dense_decisions_GT(logit_GT, 1, {0, kTokens})[g].slice(0, 0, kTokens - 65) <= 0).sum().item<int64_t>();
     live += survivors + 65;
   }
   EXPECT_EQ(cache.num_live_keys(), live);
@@ -174,7 +176,8 @@ TEST(CompactCache, AllocatesAtMost15PercentMoreThanItsLiveKeysNeed) {
   EXPECT_GE(cache.allocated_bytes(), cache.live_bytes());
   int64_t storage = 0;
   for (int64_t g = 0; g < 9; ++g) {
-    storage += static_cast<int64_t>(std::as_const(cache).head(0, g).keys().storage().nbytes() + std::as_const(cache).head(0, g).values().storage().nbytes());
+    storage += static_cast<int64_t>(std::as_const(cache).head(0, g).keys().storage().nbytes() +
+                                    std::as_const(cache).head(0, g).values().storage().nbytes());
   }
   EXPECT_GE(cache.allocated_bytes(), storage) << "reports less than it holds";
 }
@@ -223,7 +226,8 @@ TEST(HardStudent, EqualsTheDenseModelWithItsDecisionsReplayed) {
   EvictionOptions eviction;
   eviction.window = 8;
   for (AdapterKind kind : {AdapterKind::linear, AdapterKind::neuron}) {
-    const auto adapter = make_adapter(eviction, {kind, 0, AdapterBias::per_head}, *source, {{{0, 1}, {2, 5}}, {{1, 7}, {3, 0}}});
+    const auto adapter =
+        make_adapter(eviction, {kind, 0, AdapterBias::per_head}, *source, {{{0, 1}, {2, 5}}, {{1, 7}, {3, 0}}});
     for (int64_t layer = 0; layer < a.num_layers; ++layer) {
       adapter->set_logit_function(layer, 0.3 * seeded_normal({2, 32}, 30 + static_cast<uint64_t>(layer)).to(at::kFloat),
                                   at::zeros({2}));

@@ -56,7 +56,8 @@ TEST(Rope, HasTheFrequenciesOfLlama3Scaling) {
   const RopeScaling llama31{RopeType::llama3, 500000.0, 8.0, 1.0, 4.0, 8192};
   expect_tables_of(64, llama32, 300);
   expect_tables_of(128, llama31, 300);
-  const std::vector<double> plain = llama3_frequencies(64, {.theta = 500000.0}), scaled = llama3_frequencies(64, llama32);
+  const std::vector<double> plain = llama3_frequencies(64, {.theta = 500000.0}),
+                            scaled = llama3_frequencies(64, llama32);
   int64_t kept = 0, slowed = 0;
   for (size_t i = 0; i < plain.size(); ++i) {
     kept += scaled[i] == plain[i] ? 1 : 0;

@@ -42,10 +42,10 @@ at::Tensor dense_log_probabilities_TV(WeightSource& source, const std::vector<in
     at::Tensor q = at::matmul(normed_TD, f64(w.q_proj).t());
     if (eviction.query_mask_Hd.defined()) q = q * f64(eviction.query_mask_Hd).reshape({1, -1});
     const at::Tensor k = at::matmul(normed_TD, f64(w.k_proj).t()), v = at::matmul(normed_TD, f64(w.v_proj).t());
-    const at::Tensor attention_1HTd = dense_delayed_eviction_attention(
-        rotated_heads(q, a.num_heads, rope), rotated_heads(k, a.num_kv_heads, rope),
-        v.view({num_tokens, a.num_kv_heads, a.head_dim}).transpose(0, 1).unsqueeze(0), eviction.bias_GT.unsqueeze(0),
-        window, documents);
+    const at::Tensor attention_1HTd =
+        dense_delayed_eviction_attention(rotated_heads(q, a.num_heads, rope), rotated_heads(k, a.num_kv_heads, rope),
+                                         v.view({num_tokens, a.num_kv_heads, a.head_dim}).transpose(0, 1).unsqueeze(0),
+                                         eviction.bias_GT.unsqueeze(0), window, documents);
     x_TD = x_TD + at::matmul(attention_1HTd[0].transpose(0, 1).reshape({num_tokens, -1}), f64(w.o_proj).t());
     const at::Tensor post_TD = normalised(x_TD, f64(w.post_norm), a.rms_norm_eps);
     const at::Tensor gate = at::matmul(post_TD, f64(w.gate_proj).t());

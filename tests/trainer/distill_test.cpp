@@ -19,8 +19,8 @@ struct Case {
   at::Tensor teacher_TD, student_TD;
 
   explicit Case(int64_t num_tokens)
-      : head{(1.0 + 0.1 * seeded_normal({kHidden}, 1)).to(at::kFloat), seeded_normal({kVocab, kHidden}, 2).to(at::kFloat),
-             kEps},
+      : head{(1.0 + 0.1 * seeded_normal({kHidden}, 1)).to(at::kFloat),
+             seeded_normal({kVocab, kHidden}, 2).to(at::kFloat), kEps},
         teacher_TD(seeded_normal({num_tokens, kHidden}, 3).to(at::kFloat)),
         student_TD((teacher_TD + 0.3 * seeded_normal({num_tokens, kHidden}, 4)).to(at::kFloat)) {}
 };
@@ -57,7 +57,9 @@ void expect_dense(const Case& c, const std::vector<uint8_t>& loss_mask, const Di
   EXPECT_TRUE(is_near(actual.dstudent_TD, expected.gradient_TD, 2e-6));
 }
 
-std::vector<uint8_t> all_counted(int64_t num_tokens) { return std::vector<uint8_t>(static_cast<size_t>(num_tokens), 1); }
+std::vector<uint8_t> all_counted(int64_t num_tokens) {
+  return std::vector<uint8_t>(static_cast<size_t>(num_tokens), 1);
+}
 
 TEST(Distill, IsTheDenseKlAndGradientAroundEveryChunkBoundary) {
   for (int64_t num_tokens : {1, 127, 128, 129, 300}) {

@@ -20,8 +20,9 @@ class EvaluateTest : public ::testing::Test {
     options_.eviction.window = 8;
     adapter_ = make_adapter(options_.eviction, {AdapterKind::linear, 0, AdapterBias::per_head}, *source_, {});
     for (int64_t layer = 0; layer < kLayers; ++layer) {
-      adapter_->set_logit_function(layer, 0.3 * seeded_normal({kKvHeads, 32}, 40 + static_cast<uint64_t>(layer)).to(at::kFloat),
-                                   at::tensor({1.0F, -1.5F}));
+      adapter_->set_logit_function(
+          layer, 0.3 * seeded_normal({kKvHeads, 32}, 40 + static_cast<uint64_t>(layer)).to(at::kFloat),
+          at::tensor({1.0F, -1.5F}));
     }
   }
 
@@ -64,7 +65,9 @@ class EvaluateTest : public ::testing::Test {
       bias_GT.slice(1, documents[j], std::min(documents[j] + num_sinks, documents[j + 1])).zero_();
     }
     return dense_log_probabilities_TV(*source_, sample.tokens, documents, window,
-                                      [&](int64_t, const at::Tensor&, const at::Tensor&) { return DenseEviction{bias_GT, {}}; });
+                                      [&](int64_t, const at::Tensor&, const at::Tensor&) {
+                                        return DenseEviction{bias_GT, {}};
+                                      });
   }
 
   void expect_dense(const std::vector<Sample>& windows) const {
@@ -168,7 +171,8 @@ TEST_F(EvaluateTest, LooksAcrossPrefillChunks) {
       *source_, sample.tokens, {0, 300}, 8, [&](int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD) {
         const at::Tensor logit_GT = dense_eviction_logit_GT(*adapter_, options_.eviction, dense_parameters(*adapter_),
                                                             1e-5, layer, x_TD, normed_TD);
-        return DenseEviction{at::zeros({2, 300}, at::kDouble).masked_fill(dense_decisions_GT(logit_GT, 1, {0, 300}) > 0, -1e30), {}};
+        return DenseEviction{
+            at::zeros({2, 300}, at::kDouble).masked_fill(dense_decisions_GT(logit_GT, 1, {0, 300}) > 0, -1e30), {}};
       });
   EXPECT_TRUE(is_near(at::tensor(record.student.kl), dense_kl_T(teacher_TV, student_TV), 1e-4));
   EXPECT_EQ(record.baseline_live_keys, 0);

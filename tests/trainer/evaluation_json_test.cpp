@@ -18,7 +18,8 @@ EvaluationRecord record_of(int64_t first_window, int64_t num_windows, int64_t le
   r.num_windows = num_windows;
   r.kept = {{3.0, 1.0}, {0.0, 4.0}};
   r.counted = {{4.0, 4.0}, {4.0, 4.0}};
-  r.memory_by_length = {{length, num_windows, 1000.0 * static_cast<double>(num_windows), 200.0 * static_cast<double>(num_windows)}};
+  r.memory_by_length = {
+      {length, num_windows, 1000.0 * static_cast<double>(num_windows), 200.0 * static_cast<double>(num_windows)}};
   r.noise_floor_kl_sum = 0.5;
   r.noise_floor_tokens = length;
   r.baseline_live_keys = 6;
@@ -43,16 +44,33 @@ EvaluationRecord record_of(int64_t first_window, int64_t num_windows, int64_t le
 
 const EvaluationContext kContext{"linear", "per_head", "tiny", 17, {}};
 
-json figures(const std::vector<std::pair<std::string, EvaluationRecord>>& sets, const EvaluationContext& context = kContext) {
+json figures(const std::vector<std::pair<std::string, EvaluationRecord>>& sets,
+             const EvaluationContext& context = kContext) {
   return json::parse(evaluation_json(sets, context));
 }
 
 TEST(EvaluationJson, HoldsEveryPromisedKey) {
   const json j = figures({{"a", record_of(0, 1, 20)}, {"b", record_of(1, 1, 20)}});
-  const std::vector<std::string> keys{
-      "kl_mean", "kl_mean_second_half", "kl_p95", "kl_p99_9", "kl_max", "top1_agreement", "kl_mean_by_position",
-      "ppl_teacher", "ppl_student", "eviction_rate", "kv_memory_ratio", "kv_read_ratio", "sliding_window",
-      "streaming_llm", "per_layer_head_keep_rate", "noise_floor_kl", "tokens", "sequence_length", "window", "adapter"};
+  const std::vector<std::string> keys{"kl_mean",
+                                      "kl_mean_second_half",
+                                      "kl_p95",
+                                      "kl_p99_9",
+                                      "kl_max",
+                                      "top1_agreement",
+                                      "kl_mean_by_position",
+                                      "ppl_teacher",
+                                      "ppl_student",
+                                      "eviction_rate",
+                                      "kv_memory_ratio",
+                                      "kv_read_ratio",
+                                      "sliding_window",
+                                      "streaming_llm",
+                                      "per_layer_head_keep_rate",
+                                      "noise_floor_kl",
+                                      "tokens",
+                                      "sequence_length",
+                                      "window",
+                                      "adapter"};
   for (const std::string& key : keys) {
     EXPECT_TRUE(j.contains(key)) << key;
     for (const char* set : {"a", "b"}) EXPECT_TRUE(j.at("sets").at(set).contains(key)) << set << " " << key;
@@ -69,8 +87,9 @@ TEST(EvaluationJson, FiguresAreTheirArithmetic) {
   const json j = figures({{"a", record_of(0, 2, 20)}});
   EXPECT_DOUBLE_EQ(j.at("kl_mean"), 50.0 + 9.5);
   EXPECT_DOUBLE_EQ(j.at("kl_mean_second_half"), 50.0 + 14.5);
-  EXPECT_DOUBLE_EQ(j.at("kl_p95"), 117.0);    // the 38th of 40
-  EXPECT_DOUBLE_EQ(j.at("kl_p99_9"), 119.0);  // the 40th
+  EXPECT_DOUBLE_EQ(j.at("kl_p95"), 117.0);                                     // the 38th of 40
+  EXPECT_DOUBLE_EQ(j.at("kl_p99_9"), 119.0);                                   // the 40th
+  EXPECT_DOUBLE_EQ(figures({{"a", record_of(0, 1, 31)}}).at("kl_p95"), 29.0);  // 29.45 of 31: the 30th
   EXPECT_DOUBLE_EQ(j.at("kl_max"), 119.0);
   EXPECT_DOUBLE_EQ(j.at("top1_agreement"), 6.0 / 40.0);
   EXPECT_DOUBLE_EQ(j.at("ppl_teacher"), std::exp(1.0));
@@ -88,7 +107,8 @@ TEST(EvaluationJson, FiguresAreTheirArithmetic) {
   EXPECT_EQ(j.at("adapter_bias"), "per_head");
   EXPECT_EQ(j.at("step"), 17);
   EXPECT_DOUBLE_EQ(j.at("sliding_window").at("kl_mean"), 59.5);
-  EXPECT_EQ(j.at("memory_by_length"), json::parse(R"([{"tokens": 20, "dense_bytes": 1000.0, "allocated_bytes": 200.0}])"));
+  EXPECT_EQ(j.at("memory_by_length"),
+            json::parse(R"([{"tokens": 20, "dense_bytes": 1000.0, "allocated_bytes": 200.0}])"));
 }
 
 TEST(EvaluationJson, PositionBinsTileTheSequence) {
@@ -111,7 +131,8 @@ TEST(EvaluationJson, PooledIsTheConcatenationOfTheSets) {
   pooled.erase("sets");
   for (json* j : {&pooled, &one}) {
     // Sums that this file's records do not scale with the number of windows.
-    for (const char* key : {"per_layer_head_keep_rate", "kv_read_ratio", "noise_floor_kl", "eviction_rate"}) j->erase(key);
+    for (const char* key : {"per_layer_head_keep_rate", "kv_read_ratio", "noise_floor_kl", "eviction_rate"})
+      j->erase(key);
   }
   EXPECT_EQ(pooled, one);
   EXPECT_DOUBLE_EQ(pooled.at("kl_mean"), 150.0 + 9.5);
@@ -120,8 +141,9 @@ TEST(EvaluationJson, PooledIsTheConcatenationOfTheSets) {
 TEST(EvaluationJson, PoolsMemoryByLengthOverTheSequencesThatReachedIt) {
   EvaluationRecord documents = record_of(0, 3, 20);
   documents.memory_by_length.clear();  // windows of several documents have no such curve
-  for (const auto& sets : {std::vector<std::pair<std::string, EvaluationRecord>>{{"a", documents}, {"b", record_of(3, 1, 20)}},
-                           {{"a", record_of(0, 1, 20)}, {"b", documents}}}) {
+  for (const auto& sets :
+       {std::vector<std::pair<std::string, EvaluationRecord>>{{"a", documents}, {"b", record_of(3, 1, 20)}},
+        {{"a", record_of(0, 1, 20)}, {"b", documents}}}) {
     EXPECT_EQ(figures(sets).at("memory_by_length"),
               json::parse(R"([{"tokens": 20, "dense_bytes": 1000.0, "allocated_bytes": 200.0}])"));
   }

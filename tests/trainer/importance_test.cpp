@@ -23,7 +23,8 @@ struct Case {
     a.head_dim = 8;
     a.hidden_size = 24;
     weights.o_proj = seeded_normal({24, G * R * 8}, 1).to(at::kFloat);
-    in = {seeded_normal({1, G * R, num_tokens, 8}, 2).to(at::kFloat), seeded_normal({1, G, num_tokens, 8}, 3).to(at::kFloat),
+    in = {seeded_normal({1, G * R, num_tokens, 8}, 2).to(at::kFloat),
+          seeded_normal({1, G, num_tokens, 8}, 3).to(at::kFloat),
           seeded_normal({1, G, num_tokens, 8}, 4).to(at::kFloat)};
     x_TD = 3.0F * seeded_normal({num_tokens, 24}, 5).to(at::kFloat);
   }
@@ -50,14 +51,15 @@ at::Tensor dense_importance_GT(const Case& c, int64_t window, const DocumentOffs
 
 void expect_dense(const Case& c, int64_t window, const DocumentOffsets& documents, double tolerance = 1e-5) {
   const FlashOutput attention = causal_attention(c.in.q_BHTd, c.in.k_BGTd, c.in.v_BGTd, documents);
-  const at::Tensor actual_GT = key_importance_GT(c.a, c.weights, c.in, attention.out_BHTd, attention.lse_BHT, c.x_TD,
-                                                 window, documents);
+  const at::Tensor actual_GT =
+      key_importance_GT(c.a, c.weights, c.in, attention.out_BHTd, attention.lse_BHT, c.x_TD, window, documents);
   const at::Tensor expected_GT = dense_importance_GT(c, window, documents);
   EXPECT_TRUE(is_near(actual_GT, expected_GT, tolerance));
   // Small values matter as well: the fit works on their logarithm.
   const at::Tensor counted = expected_GT > 1e-6;
   EXPECT_TRUE(is_near(at::log(actual_GT.masked_select(counted)), at::log(expected_GT.masked_select(counted)), 1e-3));
-  EXPECT_TRUE(is_near(actual_GT.masked_select(expected_GT == 0.0), at::zeros({(expected_GT == 0.0).sum().item<int64_t>()}), 0.0));
+  EXPECT_TRUE(is_near(actual_GT.masked_select(expected_GT == 0.0),
+                      at::zeros({(expected_GT == 0.0).sum().item<int64_t>()}), 0.0));
 }
 
 TEST(KeyImportance, IsTheDenseDefinitionAroundEveryBlock) {

@@ -66,13 +66,15 @@ TEST(BorrowingCost, IsNothingForDeadChannels) {
   const TinySource source({}, [](std::vector<RawTensor>& tensors) {
     for (int64_t layer : {0, 1}) silence(tensors, layer, "q_proj", {0, 16});
   });
-  const auto adapter = make_adapter({}, {AdapterKind::neuron, 0, AdapterBias::none}, *source, {{{0, 0}, {2, 0}}, {{0, 0}, {2, 0}}});
+  const auto adapter =
+      make_adapter({}, {AdapterKind::neuron, 0, AdapterBias::none}, *source, {{{0, 0}, {2, 0}}, {{0, 0}, {2, 0}}});
   EXPECT_LT(std::abs(borrowing_cost_kl(*source, *adapter, rope_of(source), text())), 1e-7);
 }
 
 TEST(BorrowingCost, IsTheKlOfTheModelWithoutTheChannels) {
   const TinySource source;
-  const auto adapter = make_adapter({}, {AdapterKind::neuron, 0, AdapterBias::none}, *source, {{{0, 0}, {3, 2}}, {{1, 7}, {2, 5}}});
+  const auto adapter =
+      make_adapter({}, {AdapterKind::neuron, 0, AdapterBias::none}, *source, {{{0, 0}, {3, 2}}, {{1, 7}, {2, 5}}});
   const Sample sample = text();
   const at::Tensor teacher_TV = dense_log_probabilities_TV(*source, sample.tokens, {0, kTokens});
   const at::Tensor masked_TV = dense_log_probabilities_TV(

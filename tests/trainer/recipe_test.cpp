@@ -50,7 +50,8 @@ TEST_F(RecipeTest, HoldsWhatTheFileSaysAndDefaultsElsewhere) {
 }
 
 TEST_F(RecipeTest, IsReadBackFromItsOwnDump) {
-  const Recipe recipe = read({"trainer.learning_rate=0.00012345678901234567", "export_targets=[hf]", "eviction.tau=0.3"});
+  const Recipe recipe =
+      read({"trainer.learning_rate=0.00012345678901234567", "export_targets=[hf]", "eviction.tau=0.3"});
   write_test_file(directory_ / "again.yaml", dump_recipe(recipe));
   EXPECT_EQ(dump_recipe(read_recipe(directory_ / "again.yaml", {})), dump_recipe(recipe));
   EXPECT_EQ(read_recipe(directory_ / "again.yaml", {}).trainer.optimizer.learning_rate, 0.00012345678901234567);
@@ -95,9 +96,9 @@ TEST_F(RecipeTest, RulesAllowTheirOwnLimits) {
 }
 
 TEST_F(RecipeTest, TheStepReadsItsPartOfTheRecipe) {
-  const StepOptions step = step_options(
-      read({"eviction.window=9", "compression.final=5", "distillation.temperature=2",
-            "data.attend_across_documents=false", "trainer.activation_checkpointing=none"}));
+  const StepOptions step =
+      step_options(read({"eviction.window=9", "compression.final=5", "distillation.temperature=2",
+                         "data.attend_across_documents=false", "trainer.activation_checkpointing=none"}));
   EXPECT_EQ(step.eviction.window, 9);
   EXPECT_EQ(step.compression.final, 5.0);
   EXPECT_EQ(step.distillation.temperature, 2.0);
@@ -123,15 +124,35 @@ class RecipeToResumeTest : public RecipeTest {
 
 TEST_F(RecipeToResumeTest, RefusesEveryChangeOfWhatAStepComputesByName) {
   run_with({});
-  for (const std::string change :
-       {"data.train=[a.h5]", "data.attend_across_documents=false", "adapter.kind=neuron", "adapter.bias=none",
-        "eviction.window=32", "eviction.decision_shift=0", "eviction.alpha_scale=10", "eviction.alpha_offset=4",
-        "eviction.tau=0.2", "eviction.truncate_at=20", "compression.initial=2", "compression.final=9",
-        "compression.ramp_steps=5", "compression.loss_weight=2", "compression.count=straight_through",
-        "distillation.kl=reverse", "distillation.temperature=2", "warm_start.tokens=2048", "warm_start.compression=4",
-        "trainer.global_batch=4", "trainer.sequence_length=256", "trainer.learning_rate=0.5",
-        "trainer.schedule=cosine", "trainer.warmup_steps=3", "trainer.clip=2", "trainer.beta1=0.5", "trainer.beta2=0.5",
-        "trainer.seed=8", "trainer.dtype=bfloat16"}) {
+  for (const std::string change : {"data.train=[a.h5]",
+                                   "data.attend_across_documents=false",
+                                   "adapter.kind=neuron",
+                                   "adapter.bias=none",
+                                   "eviction.window=32",
+                                   "eviction.decision_shift=0",
+                                   "eviction.alpha_scale=10",
+                                   "eviction.alpha_offset=4",
+                                   "eviction.tau=0.2",
+                                   "eviction.truncate_at=20",
+                                   "compression.initial=2",
+                                   "compression.final=9",
+                                   "compression.ramp_steps=5",
+                                   "compression.loss_weight=2",
+                                   "compression.count=straight_through",
+                                   "distillation.kl=reverse",
+                                   "distillation.temperature=2",
+                                   "warm_start.tokens=2048",
+                                   "warm_start.compression=4",
+                                   "trainer.global_batch=4",
+                                   "trainer.sequence_length=256",
+                                   "trainer.learning_rate=0.5",
+                                   "trainer.schedule=cosine",
+                                   "trainer.warmup_steps=3",
+                                   "trainer.clip=2",
+                                   "trainer.beta1=0.5",
+                                   "trainer.beta2=0.5",
+                                   "trainer.seed=8",
+                                   "trainer.dtype=bfloat16"}) {
     const std::string key = change.substr(0, change.find('='));
     const std::string message = resume_refusal({change});
     EXPECT_TRUE(says(message, run_dir_ + ": cannot resume with a recipe that trains differently")) << change;
@@ -149,9 +170,9 @@ TEST_F(RecipeToResumeTest, NamesBothValuesAndEveryDifferenceAtOnce) {
 
 TEST_F(RecipeToResumeTest, TakesChangesThatLeaveTheStepsAlone) {
   run_with({});
-  const Recipe recipe = resume({"data.held_out=[c.h5]", "trainer.checkpoint_every=3", "trainer.keep=2",
-                                "trainer.memory_limit=1000000", "trainer.activation_checkpointing=full",
-                                "model.path=elsewhere/tiny", "export_targets=[hf]"});
+  const Recipe recipe =
+      resume({"data.held_out=[c.h5]", "trainer.checkpoint_every=3", "trainer.keep=2", "trainer.memory_limit=1000000",
+              "trainer.activation_checkpointing=full", "model.path=elsewhere/tiny", "export_targets=[hf]"});
   EXPECT_EQ(recipe.trainer.checkpoint_every, 3);
   EXPECT_EQ(recipe.model_path, "elsewhere/tiny");
 }

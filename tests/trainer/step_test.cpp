@@ -37,12 +37,15 @@ class DenseLoss {
       num_positions += mask_T.sum().item<double>();
     }
     const double target = target_fraction(compression_ratio_at(options_.compression, kStep));
-    const at::Tensor fraction = options_.compression.count == CompressionCount::soft ? far_alpha_ / far_count_
-                                                                                     : all_alpha_ / all_count_;
+    const at::Tensor fraction =
+        options_.compression.count == CompressionCount::soft ? far_alpha_ / far_count_ : all_alpha_ / all_count_;
     const at::Tensor kl = kl_sum / num_positions;
     const at::Tensor compression = options_.compression.loss_weight * at::relu(target - fraction);
-    DenseStep result{kl.item<double>(), compression.item<double>(), (far_alpha_ / far_count_).item<double>(),
-                     far_evicted_ / far_count_, {}};
+    DenseStep result{kl.item<double>(),
+                     compression.item<double>(),
+                     (far_alpha_ / far_count_).item<double>(),
+                     far_evicted_ / far_count_,
+                     {}};
     std::vector<at::Tensor> leaves;
     for (const Adapter::Parameter& p : adapter_.parameters()) leaves.push_back(parameters_.at(p.name));
     result.gradients = torch::autograd::grad({kl + compression}, leaves);
@@ -65,29 +68,28 @@ class DenseLoss {
     const at::Tensor student_TV = dense_log_probabilities_TV(
         source_, sample.tokens, documents, eviction.window,
         [&](int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD) {
-          const at::Tensor logit_GT =
-              dense_eviction_logit_GT(adapter_, eviction, parameters_, source_.architecture().rms_norm_eps, layer,
-                                      x_TD, normed_TD);
+          const at::Tensor logit_GT = dense_eviction_logit_GT(
+              adapter_, eviction, parameters_, source_.architecture().rms_norm_eps, layer, x_TD, normed_TD);
           const at::Tensor noise_GT =
               logistic_noise_GT(options_.seed, kStep, index, layer, logit_GT.size(0), num_tokens).to(at::kDouble);
           const at::Tensor dec_GT = dense_decisions_GT(logit_GT + noise_GT, eviction.decision_shift, documents);
           const at::Tensor z_GT = dec_GT / eviction.tau;
           far_alpha_ = far_alpha_ + at::sum(at::sigmoid(z_GT) * far_T);
           far_count_ += at::sum(far_T).item<double>() * static_cast<double>(logit_GT.size(0));
-          far_evicted_ += at::sum((dense_decisions_GT(logit_GT, eviction.decision_shift, documents) > 0) * far_T)
-                              .item<double>();
+          far_evicted_ +=
+              at::sum((dense_decisions_GT(logit_GT, eviction.decision_shift, documents) > 0) * far_T).item<double>();
           // Straight through: counted as hard decisions, differentiated as probabilities.
           const at::Tensor soft_GT = at::sigmoid((logit_GT + noise_GT) / eviction.tau);
           all_alpha_ = all_alpha_ + at::sum(((soft_GT > 0.5).to(at::kDouble) - soft_GT).detach() + soft_GT);
           all_count_ += static_cast<double>(logit_GT.numel());
-          const at::Tensor bias_GT = at::log_sigmoid(-z_GT)
-                                         .masked_fill(z_GT <= -17.0, 0.0)
-                                         .masked_fill(z_GT >= eviction.truncate_at, -1e30);
+          const at::Tensor bias_GT =
+              at::log_sigmoid(-z_GT).masked_fill(z_GT <= -17.0, 0.0).masked_fill(z_GT >= eviction.truncate_at, -1e30);
           return DenseEviction{bias_GT, adapter_.query_mask_Hd(layer)};
         });
     const double s = options_.distillation.temperature;
     const at::Tensor log_t = at::log_softmax(teacher_TV / s, -1), log_s = at::log_softmax(student_TV / s, -1);
-    return s * s * (options_.distillation.kl == KlDirection::forward ? dense_kl_T(log_t, log_s) : dense_kl_T(log_s, log_t));
+    return s * s *
+           (options_.distillation.kl == KlDirection::forward ? dense_kl_T(log_t, log_s) : dense_kl_T(log_s, log_t));
   }
 
   WeightSource& source_;
@@ -130,7 +132,8 @@ class TrainingStepTest : public ::testing::Test {
     return samples;
   }
 
-  StepResult run(const Adapter& adapter, const std::vector<Sample>& samples, int64_t first_sample = kFirstSample) const {
+  StepResult run(const Adapter& adapter, const std::vector<Sample>& samples,
+                 int64_t first_sample = kFirstSample) const {
     const RopeTables rope = make_rope_tables(source_.architecture(), static_cast<int64_t>(samples[0].tokens.size()),
                                              at::TensorOptions().dtype(at::kFloat));
     return training_step(*source_, adapter, options_, rope, kStep, first_sample, samples);
