@@ -16,19 +16,21 @@ at::Tensor inverse_frequencies(const Architecture& a) {
 
   // llama3: long wavelengths are slowed by `factor`, short ones kept, those between interpolated.
   float* f = inverse.data_ptr<float>();
+  const auto f32 = [](double x) { return static_cast<float>(x); };
   const double original = static_cast<double>(a.rope.original_max_position);
-  const double longest_kept = original / a.rope.high_freq_factor;
-  const double shortest_slowed = original / a.rope.low_freq_factor;
+  const float longest_kept = f32(original / a.rope.high_freq_factor);
+  const float shortest_slowed = f32(original / a.rope.low_freq_factor);
+  const float factor = f32(a.rope.factor);
   for (int64_t i = 0; i < half; ++i) {
-    const double wavelength = 2.0 * std::numbers::pi / f[i];
+    const float wavelength = f32(2.0 * std::numbers::pi) / f[i];
     if (wavelength < longest_kept) continue;
     if (wavelength > shortest_slowed) {
-      f[i] = static_cast<float>(f[i] / a.rope.factor);
+      f[i] = f[i] / factor;
       continue;
     }
-    const double smooth = (original / wavelength - a.rope.low_freq_factor) /
-                          (a.rope.high_freq_factor - a.rope.low_freq_factor);
-    f[i] = static_cast<float>((1.0 - smooth) * f[i] / a.rope.factor + smooth * f[i]);
+    const float smooth = (f32(original) / wavelength - f32(a.rope.low_freq_factor)) /
+                         f32(a.rope.high_freq_factor - a.rope.low_freq_factor);
+    f[i] = (1.0F - smooth) * f[i] / factor + smooth * f[i];
   }
   return inverse;
 }
