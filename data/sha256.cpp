@@ -1,16 +1,10 @@
 #include "data/sha256.h"
 
-#include <fcntl.h>
 #include <openssl/evp.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <stdexcept>
-#include <vector>
 
 #include "data/staged_file.h"
-#include "recipes/user_error.h"
 
 namespace dms {
 
@@ -56,22 +50,8 @@ std::string sha256_hex(std::string_view bytes) {
 }
 
 std::string sha256_file(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) throw UserError(path, std::string("cannot be read: ") + std::strerror(errno));
   Sha256 hash;
-  std::vector<char> buffer(1 << 20);
-  ssize_t count;
-  while ((count = ::read(descriptor, buffer.data(), buffer.size())) != 0) {
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) {
-      const int error = errno;
-      ::close(descriptor);
-      if (error == EISDIR) throw UserError(path, "is a directory; a file is expected");
-      throw IoError(path, "read", error);
-    }
-    hash.update({buffer.data(), static_cast<size_t>(count)});
-  }
-  ::close(descriptor);
+  read_blocks(path, [&](std::string_view block) { hash.update(block); });
   return hash.hex();
 }
 

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <utility>
+#include <vector>
 
 #include "recipes/user_error.h"
 
@@ -154,16 +155,12 @@ void write_file(const std::string& path, std::string_view bytes) {
   file.commit();
 }
 
-std::string read_file(const std::string& path) {
+void read_blocks(const std::string& path, const std::function<void(std::string_view)>& visit) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) throw UserError(path, std::string("cannot be read: ") + std::strerror(errno));
-  struct stat status {};
-  ::fstat(descriptor, &status);
-  std::string bytes;
-  bytes.reserve(static_cast<size_t>(status.st_size));
-  char buffer[1 << 16];
+  std::vector<char> buffer(1 << 20);
   ssize_t count;
-  while ((count = ::read(descriptor, buffer, sizeof buffer)) != 0) {
+  while ((count = ::read(descriptor, buffer.data(), buffer.size())) != 0) {
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
       const int error = errno;
@@ -171,9 +168,14 @@ std::string read_file(const std::string& path) {
       if (error == EISDIR) throw UserError(path, "is a directory; a file is expected");
       throw IoError(path, "read", error);
     }
-    bytes.append(buffer, static_cast<size_t>(count));
+    visit({buffer.data(), static_cast<size_t>(count)});
   }
   ::close(descriptor);
+}
+
+std::string read_file(const std::string& path) {
+  std::string bytes;
+  read_blocks(path, [&](std::string_view block) { bytes.append(block); });
   return bytes;
 }
 

@@ -2,6 +2,7 @@
 // never holds half a file.  StagedFile for one file, StagedDir for a directory that appears whole.
 #pragma once
 
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -57,5 +58,7 @@ class StagedDir {
 
 void write_file(const std::string& path, std::string_view bytes);  // StagedFile in one call
 std::string read_file(const std::string& path);                    // throws UserError when unreadable
+// Calls `visit` with the file's bytes, a block at a time; `visit` must not throw.  Throws UserError when unreadable.
+void read_blocks(const std::string& path, const std::function<void(std::string_view)>& visit);
 
 }  // namespace dms

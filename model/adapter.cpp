@@ -10,9 +10,11 @@ namespace dms {
 void describe(Schema& schema, AdapterOptions& o) {
   schema.choice<AdapterKind>("kind", o.kind, {{"neuron", AdapterKind::neuron}, {"linear", AdapterKind::linear}},
                              "neuron: borrow a query channel per KV head; linear: a projection of the residual stream");
-  schema.integer("rank", o.rank, 0, 65536, "neuron: rank of the LoRA product that replaces the borrowed rows; 0 = full");
-  schema.choice<AdapterBias>("bias", o.bias, {{"per_head", AdapterBias::per_head}, {"none", AdapterBias::none}},
-                             "per_head: a trainable intercept per KV head; none: what the nvidia and fastdms layouts hold");
+  schema.integer("rank", o.rank, 0, 65536,
+                 "neuron: rank of the LoRA product that replaces the borrowed rows; 0 = full");
+  schema.choice<AdapterBias>(
+      "bias", o.bias, {{"per_head", AdapterBias::per_head}, {"none", AdapterBias::none}},
+      "per_head: a trainable intercept per KV head; none: what the nvidia and fastdms layouts hold");
 }
 
 Adapter::Adapter(const Architecture& architecture, const EvictionOptions& eviction, const AdapterOptions& options)
@@ -55,25 +57,31 @@ std::vector<Adapter::Parameter> Adapter::parameters() const {
 }
 
 std::unique_ptr<Adapter> make_adapter(const EvictionOptions& eviction, const AdapterOptions& options,
-                                      WeightSource& source,
-                                      const std::vector<std::vector<BorrowedChannel>>& borrowed) {
+                                      WeightSource& source, const std::vector<std::vector<BorrowedChannel>>& borrowed) {
   switch (options.kind) {
-    case AdapterKind::linear: return make_linear_adapter(eviction, options, source);
-    case AdapterKind::neuron: return make_neuron_adapter(eviction, options, source, borrowed);
+    case AdapterKind::linear:
+      return make_linear_adapter(eviction, options, source);
+    case AdapterKind::neuron:
+      return make_neuron_adapter(eviction, options, source, borrowed);
   }
   TORCH_CHECK(false, "unknown adapter kind");
+}
+
+const at::Tensor* find_tensor(const std::vector<std::pair<std::string, at::Tensor>>& tensors, const std::string& name) {
+  const auto found =
+      std::find_if(tensors.begin(), tensors.end(), [&](const auto& entry) { return entry.first == name; });
+  return found == tensors.end() ? nullptr : &found->second;
 }
 
 void load_parameters(Adapter& adapter, const std::vector<std::pair<std::string, at::Tensor>>& tensors) {
   const at::NoGradGuard no_grad;
   for (Adapter::Parameter& parameter : adapter.parameters()) {
-    const auto found = std::find_if(tensors.begin(), tensors.end(),
-                                    [&](const auto& entry) { return entry.first == parameter.name; });
-    if (found == tensors.end()) throw std::runtime_error("adapter tensor '" + parameter.name + "' is missing");
-    if (found->second.sizes() != parameter.tensor.sizes()) {
+    const at::Tensor* found = find_tensor(tensors, parameter.name);
+    if (found == nullptr) throw std::runtime_error("adapter tensor '" + parameter.name + "' is missing");
+    if (found->sizes() != parameter.tensor.sizes()) {
       throw std::runtime_error("adapter tensor '" + parameter.name + "' has the wrong shape");
     }
-    parameter.tensor.copy_(found->second);
+    parameter.tensor.copy_(*found);
   }
 }
 

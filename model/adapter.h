@@ -81,8 +81,10 @@ class Adapter {
 
 // `borrowed`: [L][G], for the neuron adapter only.  `source` gives initial values (norm weights) where needed.
 std::unique_ptr<Adapter> make_adapter(const EvictionOptions& eviction, const AdapterOptions& options,
-                                      WeightSource& source,
-                                      const std::vector<std::vector<BorrowedChannel>>& borrowed);
+                                      WeightSource& source, const std::vector<std::vector<BorrowedChannel>>& borrowed);
+
+// The tensor of that name; nullptr when there is none.
+const at::Tensor* find_tensor(const std::vector<std::pair<std::string, at::Tensor>>& tensors, const std::string& name);
 
 // Copies named tensors into the adapter's parameters.  Throws std::runtime_error on a missing name or wrong shape.
 void load_parameters(Adapter& adapter, const std::vector<std::pair<std::string, at::Tensor>>& tensors);

@@ -111,9 +111,9 @@ std::unique_ptr<Adapter> make_neuron_adapter(const EvictionOptions& eviction, co
                                              const std::vector<std::vector<BorrowedChannel>>& borrowed) {
   const Architecture& a = source.architecture();
   if (a.family.qk_norm) {
-    throw UserError("adapter.kind", "'neuron' is not available for model_type '" + a.family.model_type + "'",
-                    {"its q norm makes the borrowed channel a nonlinear function of the input",
-                     "set adapter.kind: linear"});
+    throw UserError(
+        "adapter.kind", "'neuron' is not available for model_type '" + a.family.model_type + "'",
+        {"its q norm makes the borrowed channel a nonlinear function of the input", "set adapter.kind: linear"});
   }
   return std::make_unique<NeuronAdapter>(eviction, options, a, borrowed);
 }

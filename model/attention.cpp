@@ -90,9 +90,8 @@ Gradients backward_document(const at::Tensor& dout, const Tensors& in, const Fla
     const FarSquare square = make_far_square(in.q, in.k, in.v, in.bias, window, scale);
     const FlashOutput rows{append_columns(merged.out_BHTd.slice(2, first), columns, 0.0),
                            merged.lse_BHT.slice(2, first)};
-    const FlashGradients far =
-        kernel.causal_backward(append_columns(dout.slice(2, first), columns, 0.0), square.q, square.k, square.v, rows,
-                               scale);
+    const FlashGradients far = kernel.causal_backward(append_columns(dout.slice(2, first), columns, 0.0), square.q,
+                                                      square.k, square.v, rows, scale);
     total.dq.slice(2, first).add_(far.dq_BHTd.slice(3, 0, head_dim));
     total.dk.slice(2, 0, size).add_(far.dk_BGTd.slice(3, 0, head_dim));
     total.dv.slice(2, 0, size).add_(far.dv_BGTd.slice(3, 0, head_dim));
@@ -103,23 +102,26 @@ Gradients backward_document(const at::Tensor& dout, const Tensors& in, const Fla
   return total;
 }
 
+// Runs `forward(begin, end)` on each document and joins the results.
+template <class Forward>
+FlashOutput join_documents(const DocumentOffsets& documents, const Forward& forward) {
+  if (documents.size() == 2) return forward(documents[0], documents[1]);
+  std::vector<at::Tensor> outs, lses;
+  for (size_t j = 0; j + 1 < documents.size(); ++j) {
+    FlashOutput part = forward(documents[j], documents[j + 1]);
+    outs.push_back(part.out_BHTd);
+    lses.push_back(part.lse_BHT);
+  }
+  return {at::cat(outs, 2), at::cat(lses, 2)};
+}
+
 class DelayedEvictionAttention : public torch::autograd::Function<DelayedEvictionAttention> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             const at::Tensor& bias, int64_t window, const DocumentOffsets& documents) {
     const Tensors in{q, k, v, bias};
-    FlashOutput result;
-    if (documents.size() == 2) {
-      result = forward_document(in, window);
-    } else {
-      std::vector<at::Tensor> outs, lses;
-      for (size_t j = 0; j + 1 < documents.size(); ++j) {
-        FlashOutput part = forward_document(in.document(documents[j], documents[j + 1]), window);
-        outs.push_back(part.out_BHTd);
-        lses.push_back(part.lse_BHT);
-      }
-      result = {at::cat(outs, 2), at::cat(lses, 2)};
-    }
+    const FlashOutput result = join_documents(
+        documents, [&](int64_t begin, int64_t end) { return forward_document(in.document(begin, end), window); });
     ctx->save_for_backward({q, k, v, bias, result.out_BHTd, result.lse_BHT});
     ctx->saved_data["window"] = window;
     ctx->saved_data["documents"] = documents;
@@ -166,16 +168,9 @@ FlashOutput causal_attention(const at::Tensor& q_BHTd, const at::Tensor& k_BGTd,
   const at::NoGradGuard no_grad;
   const FlashKernel& kernel = flash_kernel(q_BHTd.device());
   const double scale = softmax_scale(q_BHTd.size(3));
-  if (documents.size() == 2) return kernel.causal(q_BHTd, k_BGTd, v_BGTd, scale);
-  std::vector<at::Tensor> outs, lses;
-  for (size_t j = 0; j + 1 < documents.size(); ++j) {
-    const int64_t begin = documents[j], end = documents[j + 1];
-    FlashOutput part = kernel.causal(q_BHTd.slice(2, begin, end), k_BGTd.slice(2, begin, end),
-                                     v_BGTd.slice(2, begin, end), scale);
-    outs.push_back(part.out_BHTd);
-    lses.push_back(part.lse_BHT);
-  }
-  return {at::cat(outs, 2), at::cat(lses, 2)};
+  return join_documents(documents, [&](int64_t begin, int64_t end) {
+    return kernel.causal(q_BHTd.slice(2, begin, end), k_BGTd.slice(2, begin, end), v_BGTd.slice(2, begin, end), scale);
+  });
 }
 
 }  // namespace dms

@@ -43,10 +43,10 @@ class CpuFlashKernel final : public FlashKernel {
     return {out, lse};
   }
 
-  FlashGradients causal_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
-                                 const at::Tensor& v, const FlashOutput& merged, double scale) const override {
-    auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        dout, q, k, v, merged.out_BHTd, merged.lse_BHT, 0.0, true, {}, scale);
+  FlashGradients causal_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const FlashOutput& merged, double scale) const override {
+    auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(dout, q, k, v, merged.out_BHTd,
+                                                                                 merged.lse_BHT, 0.0, true, {}, scale);
     return {dq, dk, dv};
   }
 
@@ -58,26 +58,24 @@ class CpuFlashKernel final : public FlashKernel {
     std::vector<at::Tensor> outs, lses;
     for_each_band(num_tokens, window, [&](const Band& band) {
       auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(
-          q.slice(2, band.begin, band.end), k.slice(2, band.first_key, band.end),
-          v.slice(2, band.first_key, band.end), 0.0, false, band_mask(band, window, q.options()), scale);
+          q.slice(2, band.begin, band.end), k.slice(2, band.first_key, band.end), v.slice(2, band.first_key, band.end),
+          0.0, false, band_mask(band, window, q.options()), scale);
       outs.push_back(out);
       lses.push_back(lse);
     });
     return {at::cat(outs, 2), at::cat(lses, 2)};
   }
 
-  FlashGradients banded_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
-                                 const at::Tensor& v, const FlashOutput& merged, int64_t window,
-                                 double scale) const override {
+  FlashGradients banded_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const FlashOutput& merged, int64_t window, double scale) const override {
     const int64_t num_tokens = q.size(2);
     if (window + 1 >= num_tokens) return causal_backward(dout, q, k, v, merged, scale);
     FlashGradients total{at::empty_like(q), at::zeros_like(k), at::zeros_like(v)};
     for_each_band(num_tokens, window, [&](const Band& band) {
       auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-          dout.slice(2, band.begin, band.end), q.slice(2, band.begin, band.end),
-          k.slice(2, band.first_key, band.end), v.slice(2, band.first_key, band.end),
-          merged.out_BHTd.slice(2, band.begin, band.end), merged.lse_BHT.slice(2, band.begin, band.end), 0.0, false,
-          band_mask(band, window, q.options()), scale);
+          dout.slice(2, band.begin, band.end), q.slice(2, band.begin, band.end), k.slice(2, band.first_key, band.end),
+          v.slice(2, band.first_key, band.end), merged.out_BHTd.slice(2, band.begin, band.end),
+          merged.lse_BHT.slice(2, band.begin, band.end), 0.0, false, band_mask(band, window, q.options()), scale);
       total.dq_BHTd.slice(2, band.begin, band.end).copy_(dq);
       total.dk_BGTd.slice(2, band.first_key, band.end).add_(dk);
       total.dv_BGTd.slice(2, band.first_key, band.end).add_(dv);

@@ -29,8 +29,8 @@ at::Tensor dense_delayed_eviction_attention(const at::Tensor& q_BHTd, const at::
   const at::Tensor visible = dense_causal_visibility(num_tokens, documents);
   const at::Tensor score = at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(q.size(3)));
   const at::Tensor biased = score + at::where(far, bias, at::zeros({}, bias.options()));
-  return at::matmul(at::softmax(biased.masked_fill(visible.logical_not(), -std::numeric_limits<double>::infinity()), -1),
-                    v);
+  return at::matmul(
+      at::softmax(biased.masked_fill(visible.logical_not(), -std::numeric_limits<double>::infinity()), -1), v);
 }
 
 }  // namespace dms

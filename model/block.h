@@ -26,8 +26,7 @@ struct AttentionInputs {
 // normed_TD = rms_norm(x, input_norm).  `query_mask_Hd` (undefined: none): zeros take a borrowed query channel out of
 // the attention score, before RoPE (after the q norm where the family has one).
 AttentionInputs attention_inputs(const Architecture& architecture, const LayerWeights& weights,
-                                 const at::Tensor& normed_TD, const RopeTables& rope,
-                                 const at::Tensor& query_mask_Hd);
+                                 const at::Tensor& normed_TD, const RopeTables& rope, const at::Tensor& query_mask_Hd);
 
 // x_TD: the layer's input; attention_BHTd: [1, H, T, d].  Returns the layer's output [T, D].
 at::Tensor finish_layer(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,

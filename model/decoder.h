@@ -33,10 +33,9 @@ struct StudentLayerOutput {
   Relaxation relaxation;
 };
 // The student's layer under relaxed eviction; differentiable in x_TD and the adapter's parameters.
-StudentLayerOutput student_layer(const Architecture& architecture, const LayerWeights& weights,
-                                 const Adapter& adapter, const EvictionOptions& eviction, int64_t layer,
-                                 const at::Tensor& x_TD, const at::Tensor& noise_GT,
-                                 const SequenceContext& sequence);
+StudentLayerOutput student_layer(const Architecture& architecture, const LayerWeights& weights, const Adapter& adapter,
+                                 const EvictionOptions& eviction, int64_t layer, const at::Tensor& x_TD,
+                                 const at::Tensor& noise_GT, const SequenceContext& sequence);
 
 // The student's layer with every bias 0 and no borrowed channel: the teacher computed by the student's kernels, whose
 // distance from the teacher is the numerical floor of every measured KL.

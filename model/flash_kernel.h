@@ -31,15 +31,15 @@ class FlashKernel {
   virtual FlashOutput causal(const at::Tensor& q_BHTd, const at::Tensor& k_BGTd, const at::Tensor& v_BGTd,
                              double scale) const = 0;
   virtual FlashGradients causal_backward(const at::Tensor& dout_BHTd, const at::Tensor& q_BHTd,
-                                         const at::Tensor& k_BGTd, const at::Tensor& v_BGTd,
-                                         const FlashOutput& merged, double scale) const = 0;
+                                         const at::Tensor& k_BGTd, const at::Tensor& v_BGTd, const FlashOutput& merged,
+                                         double scale) const = 0;
 
   // Causal attention within a band: query q sees keys k with 0 <= q - k <= window.
   virtual FlashOutput banded(const at::Tensor& q_BHTd, const at::Tensor& k_BGTd, const at::Tensor& v_BGTd,
                              int64_t window, double scale) const = 0;
   virtual FlashGradients banded_backward(const at::Tensor& dout_BHTd, const at::Tensor& q_BHTd,
-                                         const at::Tensor& k_BGTd, const at::Tensor& v_BGTd,
-                                         const FlashOutput& merged, int64_t window, double scale) const = 0;
+                                         const at::Tensor& k_BGTd, const at::Tensor& v_BGTd, const FlashOutput& merged,
+                                         int64_t window, double scale) const = 0;
 };
 
 // The kernel for tensors on `device`.  Throws std::runtime_error for a device without one.

@@ -18,10 +18,10 @@ class HeadCache {
   HeadCache(int64_t head_dim, const at::TensorOptions& options);
 
   // Live rows, in no particular order.
-  at::Tensor keys() const { return keys_cd_.slice(0, 0, num_live_); }        // [n, d]
-  at::Tensor values() const { return values_cd_.slice(0, 0, num_live_); }    // [n, d]
-  const std::vector<int32_t>& positions() const { return positions_; }       // [n]
-  const std::vector<uint8_t>& evicted() const { return evicted_; }           // [n] 1 = goes once beyond the window
+  at::Tensor keys() const { return keys_cd_.slice(0, 0, num_live_); }      // [n, d]
+  at::Tensor values() const { return values_cd_.slice(0, 0, num_live_); }  // [n, d]
+  const std::vector<int32_t>& positions() const { return positions_; }     // [n]
+  const std::vector<uint8_t>& evicted() const { return evicted_; }         // [n] 1 = goes once beyond the window
 
   // Appends rows at positions first_position..., their decisions unknown (kept so far).
   void append(const at::Tensor& keys_nd, const at::Tensor& values_nd, int64_t first_position);
@@ -61,15 +61,15 @@ class CompactCache {
   const HeadCache& head(int64_t layer, int64_t kv_head) const;
   int64_t allocated_bytes() const;
   int64_t live_bytes() const;
-  int64_t num_live_keys() const;     // summed over layers and heads
+  int64_t num_live_keys() const;                            // summed over layers and heads
   int64_t num_keys_read() const { return num_keys_read_; }  // summed over queries so far, layers and KV heads
 
  private:
   HeadCache& head(int64_t layer, int64_t kv_head);
 
   const int64_t num_kv_heads_, window_, shift_;
-  std::vector<HeadCache> heads_;      // [L * G]
-  std::vector<int64_t> num_tokens_;   // [L]
+  std::vector<HeadCache> heads_;     // [L * G]
+  std::vector<int64_t> num_tokens_;  // [L]
   int64_t num_keys_read_ = 0;
 };
 

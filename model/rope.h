@@ -12,7 +12,9 @@ namespace dms {
 struct RopeTables {
   at::Tensor cos_Td, sin_Td;  // [T, d] in the activation dtype
 
-  RopeTables slice(int64_t begin, int64_t end) const { return {cos_Td.slice(0, begin, end), sin_Td.slice(0, begin, end)}; }
+  RopeTables slice(int64_t begin, int64_t end) const {
+    return {cos_Td.slice(0, begin, end), sin_Td.slice(0, begin, end)};
+  }
 };
 
 // Tables for positions 0 .. num_positions-1; angles in float32 as in the reference implementation.

@@ -10,17 +10,17 @@ namespace dms {
 
 // Linear weights are stored [out, in].  Optional tensors are undefined where the family has none.
 struct LayerWeights {
-  at::Tensor input_norm;   // [D]
-  at::Tensor q_proj;       // [H*d, D]
-  at::Tensor k_proj;       // [G*d, D]
-  at::Tensor v_proj;       // [G*d, D]
-  at::Tensor o_proj;       // [D, H*d]
+  at::Tensor input_norm;              // [D]
+  at::Tensor q_proj;                  // [H*d, D]
+  at::Tensor k_proj;                  // [G*d, D]
+  at::Tensor v_proj;                  // [G*d, D]
+  at::Tensor o_proj;                  // [D, H*d]
   at::Tensor q_bias, k_bias, v_bias;  // Qwen2: [H*d], [G*d], [G*d]
   at::Tensor q_norm, k_norm;          // Qwen3: [d]
-  at::Tensor post_norm;    // [D]
-  at::Tensor gate_proj;    // [I, D]
-  at::Tensor up_proj;      // [I, D]
-  at::Tensor down_proj;    // [D, I]
+  at::Tensor post_norm;               // [D]
+  at::Tensor gate_proj;               // [I, D]
+  at::Tensor up_proj;                 // [I, D]
+  at::Tensor down_proj;               // [D, I]
 };
 
 class WeightSource {

@@ -73,8 +73,7 @@ TrainStepFigures bench_train_step(const TrainStepBenchmark& benchmark) {
                                     std::to_string(num_tokens));
   }
   Recipe recipe = recipe_of(benchmark, read_architecture(benchmark.model));
-  const bool bfloat16 = recipe.trainer.dtype == ComputeDtype::bfloat16;
-  const auto source = open_weights(benchmark.model, bfloat16 ? at::kBFloat16 : at::kFloat);
+  const auto source = open_weights(benchmark.model, scalar_type(recipe.trainer.dtype));
   const Architecture& architecture = source->architecture();
   const auto adapter = adapter_of(benchmark, recipe, *source);
   const StepOptions options = step_options(recipe);
@@ -106,7 +105,7 @@ TrainStepFigures bench_train_step(const TrainStepBenchmark& benchmark) {
   figures.peak_memory_bytes = peak_memory_bytes();  // before the GEMMs below allocate theirs
   figures.gemm_flops_per_s = best_gemm_flops_per_s(architecture, num_tokens, source->dtype());
   figures.mfu = needed_flops_per_sequence(architecture, num_tokens) / figures.step_seconds / figures.gemm_flops_per_s;
-  figures.dtype = bfloat16 ? "bfloat16" : "float32";
+  figures.dtype = source->dtype() == at::kBFloat16 ? "bfloat16" : "float32";
   figures.activation_checkpointing =
       recipe.trainer.activation_checkpointing == ActivationCheckpointing::full ? "full" : "none";
   figures.threads = at::get_num_threads();

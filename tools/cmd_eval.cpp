@@ -80,9 +80,10 @@ void run_eval(const EvalFlags& flags) {
   std::vector<std::pair<std::string, EvaluationRecord>> sets;
   for (const auto& [name, windows] : inputs) {
     sets.emplace_back(name, evaluate(*source, *trained.adapter, options, windows, [&](int64_t done, int64_t) {
-      progress.update(name + ": " + std::to_string(finished + done) + "/" + std::to_string(passes) + " passes",
-                      finished + done, passes);
-    }));
+                        progress.update(
+                            name + ": " + std::to_string(finished + done) + "/" + std::to_string(passes) + " passes",
+                            finished + done, passes);
+                      }));
     finished += static_cast<int64_t>(windows.size()) * (options.with_baselines ? 3 : 1);
   }
   std::fputs(evaluation_table(sets).c_str(), stdout);

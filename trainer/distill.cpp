@@ -84,10 +84,9 @@ DistillationResult distill(const HeadWeights& head, const at::Tensor& teacher_TD
     dnormed_ND = at::empty_like(student_normed_ND);
     for (int64_t begin = 0; begin < positions_N.numel(); begin += kChunkRows) {
       const int64_t end = std::min(begin + kChunkRows, positions_N.numel());
-      const ChunkLoss loss =
-          chunk_loss(log_probabilities(teacher_normed_ND.slice(0, begin, end), head.head_VD, options.temperature),
-                     log_probabilities(student_normed_ND.slice(0, begin, end), head.head_VD, options.temperature),
-                     options);
+      const ChunkLoss loss = chunk_loss(
+          log_probabilities(teacher_normed_ND.slice(0, begin, end), head.head_VD, options.temperature),
+          log_probabilities(student_normed_ND.slice(0, begin, end), head.head_VD, options.temperature), options);
       result.kl_sum += ordered_sum(loss.kl_C);
       dnormed_ND.slice(0, begin, end)
           .copy_(at::matmul(loss.dlogits_CV.mul_(gradient_scale).to(head.head_VD.scalar_type()), head.head_VD));
@@ -107,8 +106,8 @@ HeadComparison compare_heads(const HeadWeights& head, const at::Tensor& teacher_
   for (int64_t begin = 0; begin < num_tokens; begin += kChunkRows) {
     const int64_t end = std::min(begin + kChunkRows, num_tokens);
     const auto log_p = [&](const at::Tensor& x_TD) {
-      return log_probabilities(rms_norm(x_TD.slice(0, begin, end), head.final_norm_D, head.rms_norm_eps),
-                               head.head_VD, 1.0);
+      return log_probabilities(rms_norm(x_TD.slice(0, begin, end), head.final_norm_D, head.rms_norm_eps), head.head_VD,
+                               1.0);
     };
     const at::Tensor log_teacher_CV = log_p(teacher_TD), log_student_CV = log_p(student_TD);
     kl.push_back(at::sum(at::exp(log_teacher_CV) * (log_teacher_CV - log_student_CV), -1));

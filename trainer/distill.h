@@ -29,7 +29,7 @@ struct HeadWeights {
 };
 
 struct DistillationResult {
-  double kl_sum = 0.0;   // over counted positions, nats
+  double kl_sum = 0.0;     // over counted positions, nats
   at::Tensor dstudent_TD;  // gradient of gradient_scale * kl_sum with respect to student_TD
 };
 
@@ -42,8 +42,8 @@ DistillationResult distill(const HeadWeights& head, const at::Tensor& teacher_TD
 // Per-position KL(teacher || student), float32, with the other figures that evaluation reports.
 struct HeadComparison {
   at::Tensor kl_T;
-  at::Tensor same_top1_T;      // 1 where both models rank the same token first
-  at::Tensor teacher_nll_T;    // -log p(next token), for the first T-1 positions
+  at::Tensor same_top1_T;    // 1 where both models rank the same token first
+  at::Tensor teacher_nll_T;  // -log p(next token), for the first T-1 positions
   at::Tensor student_nll_T;
 };
 HeadComparison compare_heads(const HeadWeights& head, const at::Tensor& teacher_TD, const at::Tensor& student_TD,

@@ -97,9 +97,10 @@ class Evaluator {
   }
 
   at::Tensor run_teacher(const Sample& window) {
-    return run_layers(window, [&](const LayerWeights& weights, const at::Tensor& x_TD, const SequenceContext& sequence) {
-      return teacher_layer(architecture_, weights, x_TD, sequence);
-    });
+    return run_layers(window,
+                      [&](const LayerWeights& weights, const at::Tensor& x_TD, const SequenceContext& sequence) {
+                        return teacher_layer(architecture_, weights, x_TD, sequence);
+                      });
   }
 
   void measure_noise_floor(const Sample& window, const at::Tensor& teacher_TD) {
@@ -238,8 +239,7 @@ void EvaluationRecord::append(const EvaluationRecord& other) {
 }
 
 EvaluationRecord evaluate(WeightSource& source, const Adapter& adapter, const EvaluationOptions& options,
-                          const std::vector<Sample>& windows,
-                          const std::function<void(int64_t, int64_t)>& progress) {
+                          const std::vector<Sample>& windows, const std::function<void(int64_t, int64_t)>& progress) {
   TORCH_CHECK(!windows.empty(), "no windows to evaluate");
   const at::NoGradGuard no_grad;
   return Evaluator(source, adapter, options, static_cast<int64_t>(windows.front().tokens.size()))

@@ -39,7 +39,7 @@ struct EvaluationRecord {
     double dense_bytes = 0.0, allocated_bytes = 0.0;  // summed over sequences
   };
   std::vector<MemoryAtLength> memory_by_length;  // of windows that are one document
-  double noise_floor_kl_sum = 0.0;  // over one window
+  double noise_floor_kl_sum = 0.0;               // over one window
   int64_t noise_floor_tokens = 0;
   int64_t baseline_live_keys = 0;  // n above; 0 without baselines
 
@@ -58,7 +58,6 @@ struct EvaluationOptions {
 
 // All windows have one length.  `progress(done, total)` counts windows, each method's pass as one.
 EvaluationRecord evaluate(WeightSource& source, const Adapter& adapter, const EvaluationOptions& options,
-                          const std::vector<Sample>& windows,
-                          const std::function<void(int64_t, int64_t)>& progress);
+                          const std::vector<Sample>& windows, const std::function<void(int64_t, int64_t)>& progress);
 
 }  // namespace dms

@@ -61,8 +61,8 @@ KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& 
                                const FitOptions& options) {
   const at::NoGradGuard no_grad;
   const int64_t num_rows = features_ND.size(0), num_heads = importance_NG.size(1);
-  const at::Tensor x = options.with_intercept ? at::cat({features_ND, at::ones({num_rows, 1}, features_ND.options())}, 1)
-                                              : features_ND;
+  const at::Tensor x =
+      options.with_intercept ? at::cat({features_ND, at::ones({num_rows, 1}, features_ND.options())}, 1) : features_ND;
   const double log_threshold = std::log(threshold + kSmallestImportance);
   const at::Tensor log_ratio_NG = log_importance(importance_NG) - log_threshold;
   const at::Tensor ratio_NG = at::exp(log_ratio_NG).clamp_max_(options.weight_cap);
@@ -84,8 +84,8 @@ KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& 
   }
   KeepFunction keep;
   keep.weight_GD = w.slice(0, 0, features_ND.size(1)).t().contiguous();
-  keep.intercept_G = options.with_intercept ? w.select(0, features_ND.size(1)).clone()
-                                            : at::zeros({num_heads}, w.options());
+  keep.intercept_G =
+      options.with_intercept ? w.select(0, features_ND.size(1)).clone() : at::zeros({num_heads}, w.options());
   return keep;
 }
 

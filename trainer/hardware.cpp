@@ -54,11 +54,11 @@ double measure_gemm_flops_per_s(at::ScalarType dtype, int64_t rows, int64_t inne
 
 double needed_flops_per_sequence(const Architecture& a, int64_t num_tokens) {
   const double tokens = static_cast<double>(num_tokens);
-  const double projections = 2.0 * static_cast<double>(a.num_heads + a.num_kv_heads) *
-                             static_cast<double>(a.head_dim * a.hidden_size);
+  const double projections =
+      2.0 * static_cast<double>(a.num_heads + a.num_kv_heads) * static_cast<double>(a.head_dim * a.hidden_size);
   const double mlp = 3.0 * static_cast<double>(a.hidden_size * a.intermediate_size);
-  const double weights = static_cast<double>(a.num_layers) * (projections + mlp) +
-                         static_cast<double>(a.vocab_size * a.hidden_size);
+  const double weights =
+      static_cast<double>(a.num_layers) * (projections + mlp) + static_cast<double>(a.vocab_size * a.hidden_size);
   const double linear_forward = 2.0 * weights * tokens;
   // Scores and values: two products of d over T^2/2 (query, key) pairs per head.
   const double attention_forward = static_cast<double>(a.num_layers * a.num_heads * a.head_dim) * 2.0 * tokens * tokens;

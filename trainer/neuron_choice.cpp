@@ -59,8 +59,8 @@ double borrowing_cost_kl(WeightSource& source, const Adapter& adapter, const Rop
     teacher_TD = teacher_layer(a, weights, teacher_TD, {rope, one_document});
     const AttentionInputs in = attention_inputs(a, weights, rms_norm(masked_TD, weights.input_norm, a.rms_norm_eps),
                                                 rope, adapter.query_mask_Hd(layer));
-    masked_TD = finish_layer(a, weights, masked_TD,
-                             causal_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, one_document).out_BHTd);
+    masked_TD =
+        finish_layer(a, weights, masked_TD, causal_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, one_document).out_BHTd);
   }
   const HeadComparison comparison =
       compare_heads({source.final_norm(), source.head(), a.rms_norm_eps}, teacher_TD, masked_TD, text.tokens);

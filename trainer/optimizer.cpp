@@ -15,9 +15,12 @@ double learning_rate_at(const OptimizerOptions& o, int64_t step, int64_t num_ste
   if (step < o.warmup_steps) rate *= static_cast<double>(step + 1) / static_cast<double>(o.warmup_steps);
   const double progress = static_cast<double>(step) / static_cast<double>(std::max<int64_t>(1, num_steps));
   switch (o.schedule) {
-    case Schedule::constant: return rate;
-    case Schedule::linear: return rate * (1.0 - progress);
-    case Schedule::cosine: return rate * 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
+    case Schedule::constant:
+      return rate;
+    case Schedule::linear:
+      return rate * (1.0 - progress);
+    case Schedule::cosine:
+      return rate * 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
   }
   return rate;
 }
@@ -79,10 +82,9 @@ std::vector<std::pair<std::string, at::Tensor>> Optimizer::state() const {
 void Optimizer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& tensors) {
   if (tensors.empty()) return;
   const auto find = [&](const std::string& name) -> const at::Tensor& {
-    for (const auto& entry : tensors) {
-      if (entry.first == name) return entry.second;
-    }
-    throw std::runtime_error("optimizer state '" + name + "' is missing");
+    const at::Tensor* found = find_tensor(tensors, name);
+    if (found == nullptr) throw std::runtime_error("optimizer state '" + name + "' is missing");
+    return *found;
   };
   for (const auto& parameter : impl_->parameters) {
     const at::Tensor& exp_avg = find(parameter.name + ".exp_avg");

@@ -37,8 +37,8 @@ void ProgressLine::update(const std::string& text, int64_t done, int64_t total) 
   if (!terminal_ && !due && done < total) return;
   last_printed_ = now;
   const double elapsed = std::chrono::duration<double>(now - begin_).count();
-  const double remaining = elapsed / static_cast<double>(std::max<int64_t>(1, done - first_done_)) *
-                           static_cast<double>(total - done);
+  const double remaining =
+      elapsed / static_cast<double>(std::max<int64_t>(1, done - first_done_)) * static_cast<double>(total - done);
   std::fprintf(stderr, "%s%s  ETA %s%s", terminal_ ? "\r" : "", text.c_str(), format_duration(remaining).c_str(),
                terminal_ ? "\033[K" : "\n");
   line_open_ = terminal_;

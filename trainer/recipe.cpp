@@ -15,9 +15,10 @@ void describe_trainer(Schema& schema, TrainerOptions& o) {
   schema.integer("global_batch", o.global_batch, 1, 1 << 20, "sequences a step");
   schema.integer("sequence_length", o.sequence_length, 2, int64_t{1} << 24, "tokens a sequence");
   schema.real("learning_rate", o.optimizer.learning_rate, 0.0, 10.0, "Adam's peak learning rate");
-  schema.choice<Schedule>("schedule", o.optimizer.schedule,
-                          {{"constant", Schedule::constant}, {"linear", Schedule::linear}, {"cosine", Schedule::cosine}},
-                          "learning rate over steps; linear and cosine decay to 0");
+  schema.choice<Schedule>(
+      "schedule", o.optimizer.schedule,
+      {{"constant", Schedule::constant}, {"linear", Schedule::linear}, {"cosine", Schedule::cosine}},
+      "learning rate over steps; linear and cosine decay to 0");
   schema.integer("warmup_steps", o.optimizer.warmup_steps, 0, 1 << 30, "steps over which the learning rate rises");
   schema.real("clip", o.optimizer.clip, 0.0, 1e9, "global gradient norm; 0 = off");
   schema.real("beta1", o.optimizer.beta1, 0.0, 0.99999, "Adam");
@@ -44,10 +45,14 @@ void describe_trainer(Schema& schema, TrainerOptions& o) {
 
 }  // namespace
 
+at::ScalarType scalar_type(ComputeDtype dtype) {
+  TORCH_CHECK(dtype != ComputeDtype::automatic, "dtype: auto has not been settled");
+  return dtype == ComputeDtype::bfloat16 ? at::kBFloat16 : at::kFloat;
+}
+
 void describe(Schema& schema, Recipe& r) {
-  schema.section("model", "the pretrained model", [&] {
-    schema.path("path", r.model_path, "Hugging Face model directory");
-  });
+  schema.section("model", "the pretrained model",
+                 [&] { schema.path("path", r.model_path, "Hugging Face model directory"); });
   schema.section("data", "what to train on", [&] {
     schema.list("train", r.data.train, "token files made by `dms prepare`");
     schema.list("held_out", r.data.held_out, "token files for `dms eval`, never trained on");
@@ -90,9 +95,9 @@ void check_recipe(const Recipe& r, const std::string& where) {
   }
   for (const std::string& target : r.export_targets) {
     if (std::find(kExportTargets.begin(), kExportTargets.end(), target) == kExportTargets.end()) {
-      reject(where, "unknown export target '" + target + "'", did_you_mean(target, kExportTargets).empty()
-                                                                   ? "targets: hf, sidecar"
-                                                                   : did_you_mean(target, kExportTargets));
+      reject(
+          where, "unknown export target '" + target + "'",
+          did_you_mean(target, kExportTargets).empty() ? "targets: hf, sidecar" : did_you_mean(target, kExportTargets));
     }
   }
 }

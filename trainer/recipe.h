@@ -19,6 +19,9 @@ namespace dms {
 
 enum class ComputeDtype { automatic, float32, bfloat16 };
 
+// The dtype of a settled choice (not of `automatic`).
+at::ScalarType scalar_type(ComputeDtype dtype);
+
 struct DataOptions {
   std::vector<std::string> train, held_out;
   bool attend_across_documents = true;

@@ -30,9 +30,7 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 template <class... Args>
 std::string format(const char* pattern, Args... args) {
@@ -44,10 +42,6 @@ std::string format(const char* pattern, Args... args) {
 // Calibration text is drawn in another order than training text, so that steps do not begin by repeating it.
 uint64_t calibration_seed(const Recipe& recipe) {
   return static_cast<uint64_t>(recipe.trainer.seed) ^ 0x63616c6962726174ULL;  // "calibrat"
-}
-
-at::ScalarType scalar_type(ComputeDtype dtype) {
-  return dtype == ComputeDtype::bfloat16 ? at::kBFloat16 : at::kFloat;
 }
 
 std::vector<std::shared_ptr<TokenFile>> open_token_files(const Recipe& recipe, const Architecture& architecture) {
@@ -250,12 +244,11 @@ void resolve_recipe(Recipe& recipe, const Architecture& architecture) {
     std::fprintf(stderr, "warning: this processor has no bfloat16 instructions; float32 would be far faster\n");
   }
   if (recipe.trainer.activation_checkpointing == ActivationCheckpointing::automatic) {
-    const int64_t limit = recipe.trainer.memory_limit_bytes >= 0 ? recipe.trainer.memory_limit_bytes
-                                                                 : available_memory_bytes() / 5 * 4;
-    const int64_t element_bytes = recipe.trainer.dtype == ComputeDtype::bfloat16 ? 2 : 4;
+    const int64_t limit =
+        recipe.trainer.memory_limit_bytes >= 0 ? recipe.trainer.memory_limit_bytes : available_memory_bytes() / 5 * 4;
+    const int64_t element_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.trainer.dtype)));
     const int64_t needed =
-        recipe.trainer.global_batch *
-            kept_graph_bytes(architecture, recipe.trainer.sequence_length, element_bytes) +
+        recipe.trainer.global_batch * kept_graph_bytes(architecture, recipe.trainer.sequence_length, element_bytes) +
         architecture.num_parameters() * element_bytes;
     recipe.trainer.activation_checkpointing =
         needed <= limit ? ActivationCheckpointing::none : ActivationCheckpointing::full;
@@ -269,8 +262,7 @@ void resolve_recipe(Recipe& recipe, const Architecture& architecture) {
 void train(Recipe recipe, const RunOptions& options) {
   const bool exists = fs::exists(options.run_dir + "/recipe.yaml");
   if (exists && !options.resume) {
-    throw UserError(options.run_dir, "already holds a run",
-                    {"--resume continues it; another --run-dir starts afresh"});
+    throw UserError(options.run_dir, "already holds a run", {"--resume continues it; another --run-dir starts afresh"});
   }
   if (fs::exists(options.run_dir) && !fs::is_directory(options.run_dir)) {
     throw UserError(options.run_dir, "is not a directory");

@@ -16,9 +16,12 @@ namespace fs = std::filesystem;
 constexpr int kStateVersion = 1;
 
 // Keys that may differ between a run and its continuation: they do not change what a step computes.
-const std::vector<std::string> kFreeKeys{"data.held_out",          "trainer.checkpoint_every",
-                                         "trainer.keep",           "trainer.memory_limit",
-                                         "trainer.activation_checkpointing", "export_targets",
+const std::vector<std::string> kFreeKeys{"data.held_out",
+                                         "trainer.checkpoint_every",
+                                         "trainer.keep",
+                                         "trainer.memory_limit",
+                                         "trainer.activation_checkpointing",
+                                         "export_targets",
                                          "model.path"};
 
 std::vector<OptionRow> rows_of(Recipe recipe) {

@@ -40,13 +40,13 @@ double counted_fraction_sum(const StepOptions& options, const Relaxation& relaxa
 // One sample on its way through the step.
 struct SampleState {
   DocumentOffsets documents;
-  CountedKeys counted;          // what the compression loss counts
-  at::Tensor far_keys_T;        // keys with at least one far query: what the reported measures count
-  at::Tensor teacher_TD;        // the teacher's residual stream
-  at::Tensor student_TD;        // the student's, after the current layer
-  std::vector<at::Tensor> layer_input_TD;         // per layer, leaves of that layer's graph
-  std::vector<StudentLayerOutput> kept_graph;     // per layer, with ActivationCheckpointing::none
-  at::Tensor gradient_TD;       // of the loss, with respect to student_TD
+  CountedKeys counted;                         // what the compression loss counts
+  at::Tensor far_keys_T;                       // keys with at least one far query: what the reported measures count
+  at::Tensor teacher_TD;                       // the teacher's residual stream
+  at::Tensor student_TD;                       // the student's, after the current layer
+  std::vector<at::Tensor> layer_input_TD;      // per layer, leaves of that layer's graph
+  std::vector<StudentLayerOutput> kept_graph;  // per layer, with ActivationCheckpointing::none
+  at::Tensor gradient_TD;                      // of the loss, with respect to student_TD
 };
 
 class TrainingStep {
@@ -94,8 +94,7 @@ class TrainingStep {
     for (const Sample& sample : batch) {
       const int64_t num_tokens = static_cast<int64_t>(sample.tokens.size());
       SampleState state;
-      state.documents =
-          options_.attend_across_documents ? DocumentOffsets{0, num_tokens} : sample.document_offsets;
+      state.documents = options_.attend_across_documents ? DocumentOffsets{0, num_tokens} : sample.document_offsets;
       state.counted = keys_of_the_loss(options_, num_tokens, state.documents);
       state.far_keys_T = counted_keys_T(num_tokens, options_.eviction.window, state.documents);
       state.teacher_TD = embed_tokens(source_, sample.tokens);
@@ -138,9 +137,9 @@ class TrainingStep {
       state.student_TD = output.x_TD.detach();
       fraction_sums_[s] += counted_fraction_sum(options_, output.relaxation, state.counted.weight_T);
       alpha_sums_[s] += ordered_sum(output.relaxation.alpha_GT * state.far_keys_T);
-      evicted_sums_[s] += ordered_sum(
-          (decisions_GT(output.logit_GT.detach(), options_.eviction.decision_shift, state.documents) > 0) *
-          state.far_keys_T);
+      evicted_sums_[s] +=
+          ordered_sum((decisions_GT(output.logit_GT.detach(), options_.eviction.decision_shift, state.documents) > 0) *
+                      state.far_keys_T);
       if (keep_graph) state.kept_graph.push_back(std::move(output));
     }
   }
@@ -185,8 +184,8 @@ class TrainingStep {
       std::vector<at::Tensor> inputs;
       for (const Adapter::Parameter& parameter : parameters) inputs.push_back(parameter.tensor);
       if (layer > 0) inputs.push_back(state.layer_input_TD.back());
-      const std::vector<at::Tensor> gradients = torch::autograd::grad(
-          {output.x_TD, alpha_GT}, inputs, {state.gradient_TD, dalpha_GT.to(alpha_GT.device())});
+      const std::vector<at::Tensor> gradients =
+          torch::autograd::grad({output.x_TD, alpha_GT}, inputs, {state.gradient_TD, dalpha_GT.to(alpha_GT.device())});
       for (size_t p = 0; p < parameters.size(); ++p) per_sample[p].push_back(gradients[p]);
       if (layer > 0) state.gradient_TD = gradients.back();
       state.layer_input_TD.pop_back();
@@ -211,8 +210,7 @@ class TrainingStep {
 }  // namespace
 
 StepResult training_step(WeightSource& source, const Adapter& adapter, const StepOptions& options,
-                         const RopeTables& rope, int64_t step, int64_t first_sample,
-                         const std::vector<Sample>& batch) {
+                         const RopeTables& rope, int64_t step, int64_t first_sample, const std::vector<Sample>& batch) {
   return TrainingStep(source, adapter, options, rope, step, first_sample).run(batch);
 }
 

@@ -35,19 +35,18 @@ struct StepOptions {
 };
 
 struct StepResult {
-  double kl = 0.0;                // nats per counted token
+  double kl = 0.0;  // nats per counted token
   double compression_loss = 0.0;
-  double loss = 0.0;              // kl + compression_loss
+  double loss = 0.0;  // kl + compression_loss
   double target_cr = 1.0;
-  double alpha_mean = 0.0;        // the counted fraction, soft
-  double eviction_rate = 0.0;     // share of noiseless logits > 0 over the counted keys
+  double alpha_mean = 0.0;            // the counted fraction, soft
+  double eviction_rate = 0.0;         // share of noiseless logits > 0 over the counted keys
   std::vector<at::Tensor> gradients;  // one a parameter, in Adapter::parameters() order
 };
 
 // Samples [first_sample, first_sample + batch.size()) of the run, all of one length.
 StepResult training_step(WeightSource& source, const Adapter& adapter, const StepOptions& options,
-                         const RopeTables& rope, int64_t step, int64_t first_sample,
-                         const std::vector<Sample>& batch);
+                         const RopeTables& rope, int64_t step, int64_t first_sample, const std::vector<Sample>& batch);
 
 // Bytes of layer graphs that `none` keeps for one sample, from closed-form tensor counts.
 int64_t kept_graph_bytes(const Architecture& architecture, int64_t num_tokens, int64_t element_bytes);

@@ -9,10 +9,9 @@ std::vector<std::vector<BorrowedChannel>> borrowed_channels(const AdapterFile& f
   if (file.adapter != "neuron") return borrowed;
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const std::string name = "model.layers." + std::to_string(layer) + ".self_attn.dms_neuron.index";
-    const auto found = std::find_if(file.tensors.begin(), file.tensors.end(),
-                                    [&](const auto& entry) { return entry.first == name; });
-    TORCH_CHECK(found != file.tensors.end(), name, " passed the reader's checks but is missing");
-    const at::Tensor index_G2 = found->second.contiguous();
+    const at::Tensor* found = find_tensor(file.tensors, name);
+    TORCH_CHECK(found != nullptr, name, " passed the reader's checks but is missing");
+    const at::Tensor index_G2 = found->contiguous();
     const int64_t* index = index_G2.data_ptr<int64_t>();
     borrowed.emplace_back();
     for (int64_t g = 0; g < a.num_kv_heads; ++g) borrowed.back().push_back({index[2 * g], index[2 * g + 1]});
@@ -59,8 +58,7 @@ TrainedAdapter load_trained_adapter(const std::string& dir, WeightSource& source
   options.kind = file.adapter == "linear" ? AdapterKind::linear : AdapterKind::neuron;
   options.rank = file.rank;
   options.bias = file.bias == "per_head" ? AdapterBias::per_head : AdapterBias::none;
-  trained.adapter =
-      make_adapter(trained.eviction, options, source, borrowed_channels(file, source.architecture()));
+  trained.adapter = make_adapter(trained.eviction, options, source, borrowed_channels(file, source.architecture()));
   load_parameters(*trained.adapter, file.tensors);
   return trained;
 }

@@ -44,7 +44,7 @@ std::vector<int64_t> fitted_keys(const DocumentOffsets& documents, int64_t windo
 }
 
 struct LayerObservation {
-  at::Tensor features_ND;    // undefined when not wanted
+  at::Tensor features_ND;  // undefined when not wanted
   at::Tensor importance_NG;
 };
 
@@ -61,8 +61,8 @@ LayerObservation observe_layer(const Architecture& a, const LayerWeights& weight
   LayerObservation observation;
   observation.importance_NG = importance_GT.index_select(1, keys_N).t().contiguous();
   if (with_features) {
-    observation.features_ND = adapter.features_TD(layer, sequence.x_TD, normed_TD)
-                                  .index_select(0, keys_N + eviction.decision_shift);
+    observation.features_ND =
+        adapter.features_TD(layer, sequence.x_TD, normed_TD).index_select(0, keys_N + eviction.decision_shift);
   }
   sequence.x_TD = finish_layer(a, weights, sequence.x_TD, attention.out_BHTd);
   return observation;
@@ -95,8 +95,8 @@ void describe(Schema& schema, WarmStartOptions& o) {
 
 WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const EvictionOptions& eviction,
                            const WarmStartOptions& options, bool attend_across_documents, const RopeTables& rope,
-                           const std::vector<Sample>& samples,
-                           const std::function<void(int64_t, int64_t)>& progress, const std::function<bool()>& stop) {
+                           const std::vector<Sample>& samples, const std::function<void(int64_t, int64_t)>& progress,
+                           const std::function<bool()>& stop) {
   const at::NoGradGuard no_grad;
   const auto begin = std::chrono::steady_clock::now();
   const Architecture& a = source.architecture();

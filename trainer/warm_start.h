@@ -37,7 +37,7 @@ struct WarmStartResult {
 // `progress(done, total)` is called after each layer.  `stop()` true makes it throw Interrupted.
 WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const EvictionOptions& eviction,
                            const WarmStartOptions& options, bool attend_across_documents, const RopeTables& rope,
-                           const std::vector<Sample>& samples,
-                           const std::function<void(int64_t, int64_t)>& progress, const std::function<bool()>& stop);
+                           const std::vector<Sample>& samples, const std::function<void(int64_t, int64_t)>& progress,
+                           const std::function<bool()>& stop);
 
 }  // namespace dms

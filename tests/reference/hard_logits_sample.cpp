@@ -35,9 +35,8 @@ int main(int argc, char** argv) {
   std::vector<std::vector<at::Tensor>> logits_of_layer(static_cast<size_t>(architecture.num_layers));
   for (int64_t first = 0; first < num_tokens; first += chunk) {
     std::vector<at::Tensor> logits;
-    outs.push_back(dms::hard_student_chunk(*source, *policy, cache,
-                                           embedded_TD.slice(0, first, std::min(num_tokens, first + chunk)), rope,
-                                           &logits));
+    outs.push_back(dms::hard_student_chunk(
+        *source, *policy, cache, embedded_TD.slice(0, first, std::min(num_tokens, first + chunk)), rope, &logits));
     for (size_t layer = 0; layer < logits.size(); ++layer) logits_of_layer[layer].push_back(logits[layer]);
   }
   const at::Tensor normed_TD = dms::rms_norm(at::cat(outs), source->final_norm(), architecture.rms_norm_eps);

@@ -25,8 +25,7 @@ int main(int argc, char** argv) {
     std::vector<int32_t> tokens;
     for (int32_t id = 0; words >> id;) tokens.push_back(id);
     const auto num_tokens = static_cast<int64_t>(tokens.size());
-    const dms::RopeTables rope =
-        dms::make_rope_tables(architecture, num_tokens, at::TensorOptions().dtype(at::kFloat));
+    const dms::RopeTables rope = dms::make_rope_tables(architecture, num_tokens, at::TensorOptions().dtype(at::kFloat));
     const dms::DocumentOffsets document{0, num_tokens};
     at::Tensor x_TD = dms::embed_tokens(*source, tokens);
     for (int64_t layer = 0; layer < architecture.num_layers; ++layer) {

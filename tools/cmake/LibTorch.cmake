@@ -99,14 +99,4 @@ if(dms_cuda)
     ${TORCH_ROOT}/lib/libtorch_cuda.so ${TORCH_ROOT}/lib/libc10_cuda.so ${cudart})
 endif()
 
-# dms_cuda_sources(FILE...): these sources of the current directory see CUDA's headers and DMS_CUDA=1 in a CUDA build.
-# No other file does, so that switching between a CPU and a CUDA build compiles these again and relinks the rest.
-# They go without the precompiled header, which was made without the definition.
-function(dms_cuda_sources)
-  set_source_files_properties(${ARGN} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
-  if(dms_cuda)
-    set_source_files_properties(${ARGN} PROPERTIES
-      COMPILE_DEFINITIONS DMS_CUDA=1 INCLUDE_DIRECTORIES "${CUDAToolkit_INCLUDE_DIRS}")
-  endif()
-endfunction()
 message(STATUS "LibTorch: ${TORCH_ROOT} (CUDA: ${dms_cuda})")
