@@ -9,6 +9,24 @@ at::Tensor project_heads(const at::Tensor& normed_TD, const at::Tensor& weight, 
   return at::linear(normed_TD, weight, bias).view({normed_TD.size(0), num_heads, head_dim});
 }
 
+struct MlpInner {
+  at::Tensor gate_TI, up_TI;
+};
+
+MlpInner mlp_inner(const Architecture& a, const LayerWeights& w, const at::Tensor& y_TD) {
+  const at::Tensor normed_TD = rms_norm(y_TD, w.post_norm, a.rms_norm_eps);
+  return {at::linear(normed_TD, w.gate_proj), at::linear(normed_TD, w.up_proj)};
+}
+
+// Gradient of rms_norm with respect to x:  r (u - x r^2 mean(u x)),  u = dout * weight,  r = 1 / rms(x).
+at::Tensor rms_norm_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& weight, double eps) {
+  const at::Tensor x32 = x.to(at::kFloat);
+  const at::Tensor r = at::rsqrt(at::mean(x32 * x32, {-1}, true) + eps);
+  at::Tensor u = dout.to(at::kFloat) * weight.to(at::kFloat);
+  const at::Tensor along = at::mean(u * x32, {-1}, true).mul_(r).mul_(r);
+  return u.sub_(x32 * along).mul_(r).to(x.scalar_type());
+}
+
 }  // namespace
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
@@ -31,12 +49,29 @@ AttentionInputs attention_inputs(const Architecture& a, const LayerWeights& w, c
 }
 
 at::Tensor finish_layer(const Architecture& a, const LayerWeights& w, const at::Tensor& x_TD,
-                        const at::Tensor& attention_BHTd) {
-  const at::Tensor attention_TF = attention_BHTd.squeeze(0).transpose(0, 1).reshape({x_TD.size(0), -1});
-  const at::Tensor y_TD = x_TD + at::linear(attention_TF, w.o_proj);
-  const at::Tensor normed_TD = rms_norm(y_TD, w.post_norm, a.rms_norm_eps);
-  const at::Tensor gated = at::silu(at::linear(normed_TD, w.gate_proj)) * at::linear(normed_TD, w.up_proj);
-  return y_TD + at::linear(gated, w.down_proj);
+                        const at::Tensor& attention_BHTd, FinishState* state) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor attention_TF = attention_BHTd.squeeze(0).transpose(0, 1).reshape({x_TD.size(0), a.num_heads * a.head_dim});
+  FinishState own;
+  FinishState& s = state != nullptr ? *state : own;
+  s.y_TD = at::linear(attention_TF, w.o_proj).add_(x_TD);
+  const MlpInner mlp = mlp_inner(a, w, s.y_TD);
+  s.gate_TI = mlp.gate_TI;
+  s.up_TI = mlp.up_TI;
+  return at::linear(at::silu(mlp.gate_TI).mul_(mlp.up_TI), w.down_proj).add_(s.y_TD);
+}
+
+FinishGradients finish_layer_backward(const Architecture& a, const LayerWeights& w, const FinishState& state,
+                                      const at::Tensor& dout_TD) {
+  const at::NoGradGuard no_grad;
+  const MlpInner mlp = state.gate_TI.defined() ? MlpInner{state.gate_TI, state.up_TI} : mlp_inner(a, w, state.y_TD);
+  at::Tensor dinner_TI = at::matmul(dout_TD, w.down_proj);
+  const at::Tensor dup_TI = at::silu(mlp.gate_TI).mul_(dinner_TI);
+  const at::Tensor dgate_TI = at::silu_backward(dinner_TI.mul_(mlp.up_TI), mlp.gate_TI);
+  const at::Tensor dnormed_TD = at::matmul(dgate_TI, w.gate_proj).addmm_(dup_TI, w.up_proj);
+  at::Tensor dy_TD = rms_norm_backward(dnormed_TD, state.y_TD, w.post_norm, a.rms_norm_eps).add_(dout_TD);
+  const at::Tensor dattention_TF = at::matmul(dy_TD, w.o_proj);
+  return {dy_TD, dattention_TF.view({dy_TD.size(0), a.num_heads, a.head_dim}).transpose(0, 1).unsqueeze(0)};
 }
 
 }  // namespace dms

@@ -28,8 +28,22 @@ struct AttentionInputs {
 AttentionInputs attention_inputs(const Architecture& architecture, const LayerWeights& weights,
                                  const at::Tensor& normed_TD, const RopeTables& rope, const at::Tensor& query_mask_Hd);
 
+// What the backward pass of a layer's second half reads.  `gate_TI` and `up_TI` may be dropped: they are computed again.
+struct FinishState {
+  at::Tensor y_TD;            // the residual stream between attention and MLP
+  at::Tensor gate_TI, up_TI;  // the MLP's two inner projections
+  void drop_mlp() { gate_TI.reset(), up_TI.reset(); }
+};
+
 // x_TD: the layer's input; attention_BHTd: [1, H, T, d].  Returns the layer's output [T, D].
 at::Tensor finish_layer(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,
-                        const at::Tensor& attention_BHTd);
+                        const at::Tensor& attention_BHTd, FinishState* state = nullptr);
+
+struct FinishGradients {
+  at::Tensor dx_TD, dattention_BHTd;
+};
+// Written out instead of recorded: it keeps three tensors where autograd keeps eight, and runs mostly in place.
+FinishGradients finish_layer_backward(const Architecture& architecture, const LayerWeights& weights,
+                                      const FinishState& state, const at::Tensor& dout_TD);
 
 }  // namespace dms

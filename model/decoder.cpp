@@ -20,21 +20,6 @@ at::Tensor teacher_layer(const Architecture& architecture, const LayerWeights& w
   return finish_layer(architecture, weights, x_TD, attention.out_BHTd);
 }
 
-StudentLayerOutput student_layer(const Architecture& architecture, const LayerWeights& weights, const Adapter& adapter,
-                                 const EvictionOptions& eviction, int64_t layer, const at::Tensor& x_TD,
-                                 const at::Tensor& noise_GT, const SequenceContext& sequence) {
-  const at::Tensor normed_TD = rms_norm(x_TD, weights.input_norm, architecture.rms_norm_eps);
-  StudentLayerOutput output;
-  output.logit_GT = adapter.logit_GT(layer, x_TD, normed_TD);
-  output.relaxation = relax(output.logit_GT, noise_GT, eviction, sequence.documents);
-  const AttentionInputs in =
-      attention_inputs(architecture, weights, normed_TD, sequence.rope, adapter.query_mask_Hd(layer));
-  const at::Tensor attention_BHTd = delayed_eviction_attention(
-      in.q_BHTd, in.k_BGTd, in.v_BGTd, output.relaxation.bias_GT.unsqueeze(0), eviction.window, sequence.documents);
-  output.x_TD = finish_layer(architecture, weights, x_TD, attention_BHTd);
-  return output;
-}
-
 at::Tensor unbiased_student_layer(const Architecture& architecture, const LayerWeights& weights, int64_t window,
                                   const at::Tensor& x_TD, const SequenceContext& sequence) {
   const at::NoGradGuard no_grad;

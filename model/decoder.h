@@ -1,5 +1,5 @@
-// A whole decoder layer of the teacher (plain causal attention) and of the student (delayed eviction), for one
-// sequence.  They share one copy of the weights and differ only in the attention bias and the borrowed query channel.
+// The teacher: the model as it came, one sequence, a layer at a time.  The student (model/student_layer.h) shares its
+// weights and differs only in the attention bias and the borrowed query channel.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "model/adapter.h"
 #include "model/eviction.h"
 #include "model/rope.h"
 #include "model/weights.h"
@@ -26,16 +25,6 @@ struct SequenceContext {
 // The teacher's layer, [T, D] -> [T, D]; not recorded for autograd.
 at::Tensor teacher_layer(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,
                          const SequenceContext& sequence);
-
-struct StudentLayerOutput {
-  at::Tensor x_TD;
-  at::Tensor logit_GT;  // noiseless eviction logits
-  Relaxation relaxation;
-};
-// The student's layer under relaxed eviction; differentiable in x_TD and the adapter's parameters.
-StudentLayerOutput student_layer(const Architecture& architecture, const LayerWeights& weights, const Adapter& adapter,
-                                 const EvictionOptions& eviction, int64_t layer, const at::Tensor& x_TD,
-                                 const at::Tensor& noise_GT, const SequenceContext& sequence);
 
 // The student's layer with every bias 0 and no borrowed channel: the teacher computed by the student's kernels, whose
 // distance from the teacher is the numerical floor of every measured KL.

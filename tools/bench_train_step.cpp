@@ -106,8 +106,7 @@ TrainStepFigures bench_train_step(const TrainStepBenchmark& benchmark) {
   figures.gemm_flops_per_s = best_gemm_flops_per_s(architecture, num_tokens, source->dtype());
   figures.mfu = needed_flops_per_sequence(architecture, num_tokens) / figures.step_seconds / figures.gemm_flops_per_s;
   figures.dtype = source->dtype() == at::kBFloat16 ? "bfloat16" : "float32";
-  figures.activation_checkpointing =
-      recipe.trainer.activation_checkpointing == ActivationCheckpointing::full ? "full" : "none";
+  figures.activation_checkpointing = name_of(recipe.trainer.activation_checkpointing);
   figures.threads = at::get_num_threads();
   return figures;
 }

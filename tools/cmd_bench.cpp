@@ -63,16 +63,18 @@ void add_train_step(CLI::App& bench) {
           },
           "auto (default), float32 or bfloat16")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+  std::vector<std::string> plans;
+  for (const auto& [name, plan] : activation_checkpointing_names()) plans.push_back(name);
   command
       ->add_option_function<std::string>(
           "--activation-checkpointing",
-          [&benchmark](const std::string& name) {
-            benchmark.checkpointing = name == "full"   ? ActivationCheckpointing::full
-                                      : name == "none" ? ActivationCheckpointing::none
-                                                       : ActivationCheckpointing::automatic;
+          [&benchmark](const std::string& chosen) {
+            for (const auto& [name, plan] : activation_checkpointing_names()) {
+              if (name == chosen) benchmark.checkpointing = plan;
+            }
           },
-          "auto (default: none if it fits), full or none")
-      ->check(CLI::IsMember({"auto", "full", "none"}));
+          "auto (default: the fastest that fits), full, selective or none")
+      ->check(CLI::IsMember(plans));
   command->add_option("--json", flags->json, "Also write the figures to this file")->type_name("FILE");
   command->footer("Example:\n  dms bench train-step --model quickstart/model --seq 1024 --window 64 --dtype float32");
   command->callback([flags] { run_train_step(flags->benchmark, flags->json); });

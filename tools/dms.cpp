@@ -1,7 +1,9 @@
 // The program `dms`: its list of commands, and the only place that knows exit codes:
 //   0 done; 1 failed while running; 2 the user's input is wrong; 3 stopped by a signal after saving.
+#include <malloc.h>
 #include <CLI/CLI.hpp>
 
+#include <climits>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -26,6 +28,14 @@ void add_commands(CLI::App& program) {
   add_bench(program);
 }
 
+// Activations of some MiB come and go in every layer.  glibc would give each back to the kernel and have it cleared and
+// mapped again a moment later.
+void keep_freed_memory() {
+  constexpr int largest_accepted = 32 << 20;
+  mallopt(M_MMAP_THRESHOLD, largest_accepted);
+  mallopt(M_TRIM_THRESHOLD, INT_MAX);
+}
+
 void complain(const CLI::App& program, const std::string& message) {
   std::fflush(stdout);
   std::fprintf(stderr, "%s: %s\n", invocation_name(program).c_str(), message.c_str());
@@ -39,6 +49,7 @@ int flush_output(const CLI::App& program) {
 }
 
 int run(int argc, char** argv) {
+  keep_freed_memory();
   CLI::App program("Retrofits Dynamic Memory Sparsification into pretrained language models.", "dms");
   program.set_version_flag("--version", "dms " DMS_VERSION);
   program.require_subcommand(1);

@@ -29,30 +29,6 @@ at::Tensor counted_positions(const std::vector<uint8_t>& loss_mask) {
   return at::tensor(positions, at::kLong);
 }
 
-// One chunk's KL per row and its gradient with respect to the student's logits, times temperature^2.
-struct ChunkLoss {
-  at::Tensor kl_C;
-  at::Tensor dlogits_CV;
-};
-
-ChunkLoss chunk_loss(const at::Tensor& log_teacher_CV, const at::Tensor& log_student_CV,
-                     const DistillationOptions& options) {
-  const double s = options.temperature;
-  ChunkLoss loss;
-  if (options.kl == KlDirection::forward) {
-    const at::Tensor teacher_CV = at::exp(log_teacher_CV);
-    loss.kl_C = at::sum(teacher_CV * (log_teacher_CV - log_student_CV), -1) * (s * s);
-    loss.dlogits_CV = at::exp(log_student_CV).sub_(teacher_CV).mul_(s);
-  } else {
-    const at::Tensor student_CV = at::exp(log_student_CV);
-    const at::Tensor difference_CV = log_student_CV - log_teacher_CV;
-    const at::Tensor kl_C = at::sum(student_CV * difference_CV, -1);
-    loss.kl_C = kl_C * (s * s);
-    loss.dlogits_CV = student_CV * (difference_CV - kl_C.unsqueeze(1)) * s;
-  }
-  return loss;
-}
-
 }  // namespace
 
 void describe(Schema& schema, DistillationOptions& o) {
@@ -81,15 +57,19 @@ DistillationResult distill(const HeadWeights& head, const at::Tensor& teacher_TD
     const at::NoGradGuard no_grad;
     const at::Tensor teacher_normed_ND =
         rms_norm(teacher_TD.index_select(0, positions_N), head.final_norm_D, head.rms_norm_eps);
+    const double loss_scale = options.temperature * options.temperature;
     dnormed_ND = at::empty_like(student_normed_ND);
-    for (int64_t begin = 0; begin < positions_N.numel(); begin += kChunkRows) {
-      const int64_t end = std::min(begin + kChunkRows, positions_N.numel());
-      const ChunkLoss loss = chunk_loss(
-          log_probabilities(teacher_normed_ND.slice(0, begin, end), head.head_VD, options.temperature),
-          log_probabilities(student_normed_ND.slice(0, begin, end), head.head_VD, options.temperature), options);
-      result.kl_sum += ordered_sum(loss.kl_C);
-      dnormed_ND.slice(0, begin, end)
-          .copy_(at::matmul(loss.dlogits_CV.mul_(gradient_scale).to(head.head_VD.scalar_type()), head.head_VD));
+    // Chunks of equal size: the GEMM's rate falls with the rows that a last, small one would have.
+    const int64_t num_positions = positions_N.numel();
+    const int64_t most = LogitTiles::max_positions(head.head_VD.size(0));
+    const int64_t num_chunks = (num_positions + most - 1) / most;
+    LogitTiles tiles(head.head_VD, (num_positions + num_chunks - 1) / num_chunks);
+    for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+      const int64_t begin = num_positions * chunk / num_chunks, end = num_positions * (chunk + 1) / num_chunks;
+      const at::Tensor kl_C = tiles.kl(teacher_normed_ND.slice(0, begin, end), student_normed_ND.slice(0, begin, end),
+                                       options.kl, options.temperature);
+      result.kl_sum += ordered_sum(kl_C) * loss_scale;
+      dnormed_ND.slice(0, begin, end).copy_(tiles.gradient().mul_(loss_scale * gradient_scale));
     }
   }
   result.dstudent_TD = torch::autograd::grad({student_normed_ND}, {student_leaf_TD}, {dnormed_ND})[0];

@@ -10,23 +10,15 @@
 #include <vector>
 
 #include "recipes/schema.h"
+#include "trainer/logit_tiles.h"
 
 namespace dms {
-
-enum class KlDirection { forward, reverse };
 
 struct DistillationOptions {
   KlDirection kl = KlDirection::forward;
   double temperature = 1.0;
 };
 void describe(Schema& schema, DistillationOptions& options);
-
-// The end of the network: logits = rms_norm(x, final_norm) head^T.
-struct HeadWeights {
-  at::Tensor final_norm_D;
-  at::Tensor head_VD;
-  double rms_norm_eps = 0.0;
-};
 
 struct DistillationResult {
   double kl_sum = 0.0;     // over counted positions, nats

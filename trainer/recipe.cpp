@@ -30,12 +30,10 @@ void describe_trainer(Schema& schema, TrainerOptions& o) {
       "of weights and activations; auto: bfloat16 where the processor computes it natively");
   schema.integer("checkpoint_every", o.checkpoint_every, 1, 1 << 30, "steps between checkpoints");
   schema.integer("keep", o.keep, 1, 1 << 20, "newest checkpoints kept");
-  schema.choice<ActivationCheckpointing>("activation_checkpointing", o.activation_checkpointing,
-                                         {{"auto", ActivationCheckpointing::automatic},
-                                          {"full", ActivationCheckpointing::full},
-                                          {"none", ActivationCheckpointing::none}},
-                                         "full: recompute each layer in the backward pass; none: keep its graph; auto: "
-                                         "none if it fits memory_limit");
+  schema.choice<ActivationCheckpointing>(
+      "activation_checkpointing", o.activation_checkpointing, activation_checkpointing_names(),
+      "what the backward pass computes again: full: each layer; selective: the MLP's inner projections; none: nothing; "
+      "auto: the fastest that fits memory_limit; the results are the same to the last bit");
   schema.bytes_or_auto("memory_limit", o.memory_limit_bytes, "memory the run may use; auto: 80% of what is free");
 }
 

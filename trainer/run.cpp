@@ -234,6 +234,19 @@ void require_makeable_directory(const std::string& path) {
   }
 }
 
+ActivationCheckpointing fastest_plan_that_fits(const Recipe& recipe, const Architecture& architecture) {
+  const int64_t limit =
+      recipe.trainer.memory_limit_bytes >= 0 ? recipe.trainer.memory_limit_bytes : available_memory_bytes() / 5 * 4;
+  const auto element_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.trainer.dtype)));
+  for (const auto plan : {ActivationCheckpointing::none, ActivationCheckpointing::selective}) {
+    const int64_t activations =
+        recipe.trainer.global_batch *
+        kept_activation_bytes(plan, architecture, recipe.trainer.sequence_length, element_bytes);
+    if (activations + architecture.num_parameters() * element_bytes <= limit) return plan;
+  }
+  return ActivationCheckpointing::full;
+}
+
 }  // namespace
 
 void resolve_recipe(Recipe& recipe, const Architecture& architecture) {
@@ -244,14 +257,7 @@ void resolve_recipe(Recipe& recipe, const Architecture& architecture) {
     std::fprintf(stderr, "warning: this processor has no bfloat16 instructions; float32 would be far faster\n");
   }
   if (recipe.trainer.activation_checkpointing == ActivationCheckpointing::automatic) {
-    const int64_t limit =
-        recipe.trainer.memory_limit_bytes >= 0 ? recipe.trainer.memory_limit_bytes : available_memory_bytes() / 5 * 4;
-    const int64_t element_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.trainer.dtype)));
-    const int64_t needed =
-        recipe.trainer.global_batch * kept_graph_bytes(architecture, recipe.trainer.sequence_length, element_bytes) +
-        architecture.num_parameters() * element_bytes;
-    recipe.trainer.activation_checkpointing =
-        needed <= limit ? ActivationCheckpointing::none : ActivationCheckpointing::full;
+    recipe.trainer.activation_checkpointing = fastest_plan_that_fits(recipe, architecture);
   }
   if (recipe.trainer.sequence_length > architecture.max_positions) {
     std::fprintf(stderr, "warning: trainer.sequence_length %ld is beyond the model's max_position_embeddings %ld\n",

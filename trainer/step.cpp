@@ -1,7 +1,5 @@
 #include "trainer/step.h"
 
-#include <torch/csrc/autograd/autograd.h>
-
 #include "model/noise.h"
 #include "trainer/ordered_sum.h"
 
@@ -23,30 +21,23 @@ CountedKeys keys_of_the_loss(const StepOptions& options, int64_t num_tokens, con
           num_counted_keys(options.eviction.window, documents)};
 }
 
-// The probabilities that the compression loss counts, differentiable.
-const at::Tensor& counted_alpha(const StepOptions& options, const Relaxation& relaxation) {
-  return options.compression.count == CompressionCount::straight_through ? relaxation.token_alpha_GT
-                                                                         : relaxation.alpha_GT;
-}
-
 double counted_fraction_sum(const StepOptions& options, const Relaxation& relaxation, const at::Tensor& weight_T) {
-  const at::Tensor alpha_GT = counted_alpha(options, relaxation).detach();
   if (options.compression.count == CompressionCount::straight_through) {
-    return ordered_sum(alpha_GT > 0.5);
+    return ordered_sum(relaxation.token_alpha_GT.detach() > 0.5);
   }
-  return ordered_sum(alpha_GT * weight_T);
+  return ordered_sum(relaxation.alpha_GT.detach() * weight_T);
 }
 
 // One sample on its way through the step.
 struct SampleState {
   DocumentOffsets documents;
-  CountedKeys counted;                         // what the compression loss counts
-  at::Tensor far_keys_T;                       // keys with at least one far query: what the reported measures count
-  at::Tensor teacher_TD;                       // the teacher's residual stream
-  at::Tensor student_TD;                       // the student's, after the current layer
-  std::vector<at::Tensor> layer_input_TD;      // per layer, leaves of that layer's graph
-  std::vector<StudentLayerOutput> kept_graph;  // per layer, with ActivationCheckpointing::none
-  at::Tensor gradient_TD;                      // of the loss, with respect to student_TD
+  StudentRows rows;                  // where the student can differ from the teacher
+  CountedKeys counted;               // what the compression loss counts
+  at::Tensor far_keys_T;             // keys with at least one far query: what the reported measures count
+  at::Tensor teacher_TD;             // the teacher's residual stream
+  at::Tensor student_TD;             // the student's, after the current layer
+  std::vector<StudentLayer> layers;  // forward done, backward to come
+  at::Tensor gradient_FD;            // of the loss, with respect to the student's rows of its residual stream
 };
 
 class TrainingStep {
@@ -93,16 +84,21 @@ class TrainingStep {
   void begin(const std::vector<Sample>& batch) {
     for (const Sample& sample : batch) {
       const int64_t num_tokens = static_cast<int64_t>(sample.tokens.size());
-      SampleState state;
-      state.documents = options_.attend_across_documents ? DocumentOffsets{0, num_tokens} : sample.document_offsets;
-      state.counted = keys_of_the_loss(options_, num_tokens, state.documents);
-      state.far_keys_T = counted_keys_T(num_tokens, options_.eviction.window, state.documents);
-      state.teacher_TD = embed_tokens(source_, sample.tokens);
-      state.student_TD = state.teacher_TD;
+      const int64_t window = options_.eviction.window;
+      const DocumentOffsets documents =
+          options_.attend_across_documents ? DocumentOffsets{0, num_tokens} : sample.document_offsets;
+      const at::Tensor embedded_TD = embed_tokens(source_, sample.tokens);
+      samples_.push_back({.documents = documents,
+                          .rows = StudentRows(adapter_, window, documents),
+                          .counted = keys_of_the_loss(options_, num_tokens, documents),
+                          .far_keys_T = counted_keys_T(num_tokens, window, documents),
+                          .teacher_TD = embedded_TD,
+                          .student_TD = embedded_TD,
+                          .layers = {},
+                          .gradient_FD = {}});
       const int64_t heads = architecture_.num_layers * architecture_.num_kv_heads;
-      num_fraction_ += heads * state.counted.per_head;
-      num_far_ += heads * num_counted_keys(options_.eviction.window, state.documents);
-      samples_.push_back(std::move(state));
+      num_fraction_ += heads * samples_.back().counted.per_head;
+      num_far_ += heads * num_counted_keys(window, documents);
     }
     // A batch of documents that all fit into the window counts no key: nothing to compress, nothing to divide by.
     num_fraction_ = std::max<int64_t>(1, num_fraction_);
@@ -111,40 +107,35 @@ class TrainingStep {
     evicted_sums_.assign(samples_.size(), 0.0);
   }
 
-  at::Tensor noise_GT(int64_t layer, size_t sample, int64_t num_tokens) const {
-    return logistic_noise_GT(options_.seed, step_, first_sample_ + static_cast<int64_t>(sample), layer,
-                             architecture_.num_kv_heads, num_tokens);
-  }
-
-  StudentLayerOutput run_student(int64_t layer, const LayerWeights& weights, size_t sample) const {
+  // The same whenever it is asked for, so that recomputation sees the same noise.
+  at::Tensor noise_GT(int64_t layer, size_t sample) const {
     const SampleState& state = samples_[sample];
-    const at::Tensor& x_TD = state.layer_input_TD[static_cast<size_t>(layer)];
-    return student_layer(architecture_, weights, adapter_, options_.eviction, layer, x_TD,
-                         noise_GT(layer, sample, x_TD.size(0)).to(x_TD.device()), {rope_, state.documents});
+    return logistic_noise_GT(options_.seed, step_, first_sample_ + static_cast<int64_t>(sample), layer,
+                             architecture_.num_kv_heads, state.documents.back())
+        .to(rope_.cos_Td.device());
   }
 
   void forward_layer(int64_t layer) {
     const LayerWeights weights = source_.layer(layer);
-    const bool keep_graph = options_.checkpointing == ActivationCheckpointing::none;
     for (size_t s = 0; s < samples_.size(); ++s) {
       SampleState& state = samples_[s];
-      state.teacher_TD = teacher_layer(architecture_, weights, state.teacher_TD, {rope_, state.documents});
+      const SequenceContext sequence{rope_, state.documents};
+      state.teacher_TD = teacher_layer(architecture_, weights, state.teacher_TD, sequence);
 
-      // Nothing below layer 0 is trained, so its input needs no gradient.
-      state.layer_input_TD.push_back(state.student_TD.detach().set_requires_grad(layer > 0));
-      const at::AutoGradMode grad_mode(keep_graph);
-      StudentLayerOutput output = run_student(layer, weights, s);
-      state.student_TD = output.x_TD.detach();
+      StudentLayer& student =
+          state.layers.emplace_back(architecture_, adapter_, options_.eviction, state.rows, layer, state.student_TD);
+      const StudentLayer::Output output =
+          student.forward(weights, sequence, noise_GT(layer, s), options_.checkpointing);
+      state.student_TD = state.rows.replace(state.teacher_TD, output.x_FD);
       fraction_sums_[s] += counted_fraction_sum(options_, output.relaxation, state.counted.weight_T);
-      alpha_sums_[s] += ordered_sum(output.relaxation.alpha_GT * state.far_keys_T);
-      evicted_sums_[s] +=
-          ordered_sum((decisions_GT(output.logit_GT.detach(), options_.eviction.decision_shift, state.documents) > 0) *
-                      state.far_keys_T);
-      if (keep_graph) state.kept_graph.push_back(std::move(output));
+      alpha_sums_[s] += ordered_sum(output.relaxation.alpha_GT.detach() * state.far_keys_T);
+      evicted_sums_[s] += ordered_sum(
+          (decisions_GT(output.logit_GT, options_.eviction.decision_shift, state.documents) > 0) * state.far_keys_T);
     }
   }
 
-  // Returns the KL per counted token and leaves each sample's gradient_TD at the last layer's output.
+  // Returns the KL per counted token and leaves each sample's gradient_FD at the last layer's output.  Outside the
+  // student's rows the two models are one: no KL, no gradient.
   double distill_batch(const std::vector<Sample>& batch) {
     const HeadWeights head{source_.final_norm(), source_.head(), architecture_.rms_norm_eps};
     int64_t num_positions = 0;
@@ -154,41 +145,36 @@ class TrainingStep {
     num_positions = std::max<int64_t>(1, num_positions);
     std::vector<double> kl_sums;
     for (size_t s = 0; s < batch.size(); ++s) {
-      DistillationResult sample = distill(head, samples_[s].teacher_TD, samples_[s].student_TD, batch[s].loss_mask,
-                                          options_.distillation, 1.0 / static_cast<double>(num_positions));
+      SampleState& state = samples_[s];
+      std::vector<uint8_t> row_mask;
+      for (const auto& [begin, end] : state.rows.ranges()) {
+        row_mask.insert(row_mask.end(), batch[s].loss_mask.begin() + begin, batch[s].loss_mask.begin() + end);
+      }
+      DistillationResult sample = distill(head, state.rows.take(state.teacher_TD), state.rows.take(state.student_TD),
+                                          row_mask, options_.distillation, 1.0 / static_cast<double>(num_positions));
       kl_sums.push_back(sample.kl_sum);
-      samples_[s].gradient_TD = std::move(sample.dstudent_TD);
-      samples_[s].teacher_TD.reset();
+      state.gradient_FD = std::move(sample.dstudent_TD);
+      state.teacher_TD.reset();
+      state.student_TD.reset();
     }
     return tree_sum(kl_sums) / static_cast<double>(num_positions);
   }
 
-  // Gradients of the layer's adapter parameters over the whole batch; moves every gradient_TD one layer down.
+  // Gradients of the layer's adapter parameters over the whole batch; moves every gradient_FD one layer down.
   std::vector<at::Tensor> backward_layer(int64_t layer, double alpha_gradient) {
     const LayerWeights weights = source_.layer(layer);
-    const std::vector<Adapter::Parameter> parameters = adapter_.layer_parameters(layer);
-    std::vector<std::vector<at::Tensor>> per_sample(parameters.size());
+    const bool of_token_alpha = options_.compression.count == CompressionCount::straight_through;
+    std::vector<std::vector<at::Tensor>> per_sample(adapter_.layer_parameters(layer).size());
     for (size_t s = 0; s < samples_.size(); ++s) {
       SampleState& state = samples_[s];
-      StudentLayerOutput output;
-      if (options_.checkpointing == ActivationCheckpointing::none) {
-        output = std::move(state.kept_graph.back());
-        state.kept_graph.pop_back();
-      } else {
-        const at::AutoGradMode with_grad(true);
-        output = run_student(layer, weights, s);
-      }
-      const at::Tensor alpha_GT = counted_alpha(options_, output.relaxation);
-      const at::Tensor dalpha_GT = (alpha_gradient * state.counted.weight_T).expand_as(alpha_GT);
-
-      std::vector<at::Tensor> inputs;
-      for (const Adapter::Parameter& parameter : parameters) inputs.push_back(parameter.tensor);
-      if (layer > 0) inputs.push_back(state.layer_input_TD.back());
-      const std::vector<at::Tensor> gradients =
-          torch::autograd::grad({output.x_TD, alpha_GT}, inputs, {state.gradient_TD, dalpha_GT.to(alpha_GT.device())});
-      for (size_t p = 0; p < parameters.size(); ++p) per_sample[p].push_back(gradients[p]);
-      if (layer > 0) state.gradient_TD = gradients.back();
-      state.layer_input_TD.pop_back();
+      const at::Tensor dalpha_GT = (alpha_gradient * state.counted.weight_T)
+                                       .to(state.gradient_FD.device())
+                                       .expand({architecture_.num_kv_heads, -1});
+      StudentLayer::Gradients gradients = state.layers.back().backward(
+          weights, {rope_, state.documents}, noise_GT(layer, s), state.gradient_FD, dalpha_GT, of_token_alpha);
+      state.layers.pop_back();
+      state.gradient_FD = std::move(gradients.dx_FD);
+      for (size_t p = 0; p < per_sample.size(); ++p) per_sample[p].push_back(std::move(gradients.parameters[p]));
     }
     std::vector<at::Tensor> combined;
     for (auto& gradients : per_sample) combined.push_back(tree_sum(std::move(gradients)));
@@ -212,15 +198,6 @@ class TrainingStep {
 StepResult training_step(WeightSource& source, const Adapter& adapter, const StepOptions& options,
                          const RopeTables& rope, int64_t step, int64_t first_sample, const std::vector<Sample>& batch) {
   return TrainingStep(source, adapter, options, rope, step, first_sample).run(batch);
-}
-
-int64_t kept_graph_bytes(const Architecture& a, int64_t num_tokens, int64_t element_bytes) {
-  // Saved by autograd per token and layer: residual-sized tensors (norm inputs, normalised values and their float32
-  // twins, layer input), q/k/v before and after RoPE with rotated copies, attention output, and four MLP activations.
-  const int64_t residual = 8 * a.hidden_size;
-  const int64_t attention = 6 * (a.num_heads + a.num_kv_heads) * a.head_dim;
-  const int64_t mlp = 4 * a.intermediate_size;
-  return a.num_layers * num_tokens * (residual + attention + mlp) * element_bytes;
 }
 
 }  // namespace dms

@@ -13,17 +13,12 @@
 
 #include "data/sample_order.h"
 #include "model/adapter.h"
-#include "model/decoder.h"
+#include "model/student_layer.h"
 #include "model/weights.h"
 #include "trainer/compression.h"
 #include "trainer/distill.h"
 
 namespace dms {
-
-// What the backward pass recomputes.  Losses and gradients are bit-equal between the two.
-//   full  each layer runs again from its saved input: memory of one layer
-//   none  every layer's graph is kept from the forward pass: fastest, most memory
-enum class ActivationCheckpointing { automatic, full, none };
 
 struct StepOptions {
   EvictionOptions eviction;
@@ -47,8 +42,5 @@ struct StepResult {
 // Samples [first_sample, first_sample + batch.size()) of the run, all of one length.
 StepResult training_step(WeightSource& source, const Adapter& adapter, const StepOptions& options,
                          const RopeTables& rope, int64_t step, int64_t first_sample, const std::vector<Sample>& batch);
-
-// Bytes of layer graphs that `none` keeps for one sample, from closed-form tensor counts.
-int64_t kept_graph_bytes(const Architecture& architecture, int64_t num_tokens, int64_t element_bytes);
 
 }  // namespace dms
