@@ -15,6 +15,7 @@
 #include "trainer/evaluate.h"
 #include "trainer/evaluation_json.h"
 #include "trainer/hardware.h"
+#include "trainer/model_tokens.h"
 #include "trainer/progress_line.h"
 #include "trainer/trained_adapter.h"
 
@@ -56,13 +57,8 @@ void run_eval(const EvalFlags& flags) {
   }
   std::vector<std::pair<std::string, std::vector<Sample>>> inputs;
   int64_t num_windows = 0;
-  for (const std::string& path : flags.data) {
-    const auto file = TokenFile::open(path);
-    if (file->vocab_size() > source->architecture().vocab_size) {
-      throw UserError(path, "its tokens need a larger vocabulary than the model's",
-                      {"prepare it with this model's tokenizer"});
-    }
-    inputs.emplace_back(fs::path(path).stem().string(),
+  for (const auto& file : open_token_files(flags.data, flags.model, source->architecture())) {
+    inputs.emplace_back(fs::path(file->path()).stem().string(),
                         SampleOrder::evaluation_windows(*file, length, flags.max_tokens));
     num_windows += static_cast<int64_t>(inputs.back().second.size());
   }

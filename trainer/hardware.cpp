@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <fstream>
 #include <string>
 
@@ -34,8 +35,15 @@ int64_t peak_memory_bytes() { return proc_kilobytes("/proc/self/status", "VmHWM"
 int64_t available_memory_bytes() { return proc_kilobytes("/proc/meminfo", "MemAvailable"); }
 
 double measure_gemm_flops_per_s(at::ScalarType dtype) {
-  constexpr int64_t kSize = 2048;
-  return measure_gemm_flops_per_s(dtype, kSize, kSize, kSize);
+  // Up to 2048^3; smaller where the processor lacks the dtype's instructions, so that even the slow path ends in seconds.
+  constexpr double kLongestSeconds = 2.0;
+  double best = 0.0;
+  for (int64_t size = 256; size <= 2048; size *= 2) {
+    const double flops = 2.0 * std::pow(static_cast<double>(size), 3);
+    if (best > 0.0 && flops / best > kLongestSeconds) break;
+    best = measure_gemm_flops_per_s(dtype, size, size, size);
+  }
+  return best;
 }
 
 double measure_gemm_flops_per_s(at::ScalarType dtype, int64_t rows, int64_t inner, int64_t columns) {

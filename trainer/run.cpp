@@ -18,6 +18,7 @@
 #include "recipes/user_error.h"
 #include "trainer/hardware.h"
 #include "trainer/metrics.h"
+#include "trainer/model_tokens.h"
 #include "trainer/neuron_choice.h"
 #include "trainer/progress_line.h"
 #include "trainer/run_state.h"
@@ -44,27 +45,6 @@ uint64_t calibration_seed(const Recipe& recipe) {
   return static_cast<uint64_t>(recipe.trainer.seed) ^ 0x63616c6962726174ULL;  // "calibrat"
 }
 
-std::vector<std::shared_ptr<TokenFile>> open_token_files(const Recipe& recipe, const Architecture& architecture) {
-  std::vector<std::shared_ptr<TokenFile>> files;
-  const std::string tokenizer_path = recipe.model_path + "/tokenizer.json";
-  const std::string tokenizer_sha256 = fs::exists(tokenizer_path) ? sha256_file(tokenizer_path) : "";
-  for (const std::string& path : recipe.data.train) {
-    files.push_back(TokenFile::open(path));
-    const TokenFile& file = *files.back();
-    if (file.vocab_size() > architecture.vocab_size) {
-      throw UserError(path,
-                      "its tokens need a vocabulary of " + std::to_string(file.vocab_size()) + ", the model has " +
-                          std::to_string(architecture.vocab_size),
-                      {"prepare it with this model's tokenizer"});
-    }
-    if (!file.tokenizer_sha256().empty() && !tokenizer_sha256.empty() && file.tokenizer_sha256() != tokenizer_sha256) {
-      throw UserError(path, "was tokenized with another tokenizer.json than " + tokenizer_path,
-                      {"prepare it with --tokenizer " + recipe.model_path});
-    }
-  }
-  return files;
-}
-
 class Run {
  public:
   Run(Recipe recipe, const RunOptions& options)
@@ -73,7 +53,7 @@ class Run {
         source_(open_weights(recipe_.model_path, scalar_type(recipe_.trainer.dtype))),
         architecture_(source_->architecture()),
         rope_(make_rope_tables(architecture_, recipe_.trainer.sequence_length, source_->embedding().options())),
-        files_(open_token_files(recipe_, architecture_)),
+        files_(open_token_files(recipe_.data.train, recipe_.model_path, architecture_)),
         order_(files_, recipe_.trainer.sequence_length, static_cast<uint64_t>(recipe_.trainer.seed)),
         calibration_(files_, recipe_.trainer.sequence_length, calibration_seed(recipe_)) {
     origin_.base_model = fs::path(recipe_.model_path).filename().string();

@@ -315,6 +315,8 @@ std::vector<BadInput> make_bad_inputs() {
       {"SequenceWithinTheWindow", nothing, eval + " --sequence-length 9", "--sequence-length: 9 leaves no key beyond"},
       {"UnknownDtype", nothing, eval + " --dtype float16", "--dtype", "'dms eval --help'"},
       {"HeldOutMissing", nothing, "eval --model model --adapters run --data none.h5", "none.h5: does not exist"},
+      {"HeldOutOfAnotherTokenizer", appended("model/tokenizer.json", "\n"), eval,
+       "held-out.h5: was tokenized with another tokenizer.json"},
       {"FiguresNowhere", nothing, "eval --model model --adapters run --data held-out.h5 --json none/out.json",
        "none/out.json: cannot be created"},
       {"FiguresInAReadOnlyDirectory", made_read_only_directory("locked"),
