@@ -51,7 +51,8 @@ AttentionInputs attention_inputs(const Architecture& a, const LayerWeights& w, c
 at::Tensor finish_layer(const Architecture& a, const LayerWeights& w, const at::Tensor& x_TD,
                         const at::Tensor& attention_BHTd, FinishState* state) {
   const at::NoGradGuard no_grad;
-  const at::Tensor attention_TF = attention_BHTd.squeeze(0).transpose(0, 1).reshape({x_TD.size(0), a.num_heads * a.head_dim});
+  const at::Tensor attention_TF =
+      attention_BHTd.squeeze(0).transpose(0, 1).reshape({x_TD.size(0), a.num_heads * a.head_dim});
   FinishState own;
   FinishState& s = state != nullptr ? *state : own;
   s.y_TD = at::linear(attention_TF, w.o_proj).add_(x_TD);

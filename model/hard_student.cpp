@@ -40,7 +40,24 @@ class SinksAndWindowPolicy final : public EvictionPolicy {
   const int64_t num_kv_heads_, num_sinks_, window_;
 };
 
+class KeepEverythingPolicy final : public EvictionPolicy {
+ public:
+  explicit KeepEverythingPolicy(int64_t num_kv_heads) : num_kv_heads_(num_kv_heads) {}
+  int64_t window() const override { return 0; }
+  int64_t decision_shift() const override { return 0; }
+  at::Tensor logit_Gn(int64_t, const at::Tensor& x_nD, const at::Tensor&, int64_t) const override {
+    return at::full({num_kv_heads_, x_nD.size(0)}, -1.0, at::kFloat);
+  }
+
+ private:
+  const int64_t num_kv_heads_;
+};
+
 }  // namespace
+
+std::unique_ptr<EvictionPolicy> keep_everything_policy(int64_t num_kv_heads) {
+  return std::make_unique<KeepEverythingPolicy>(num_kv_heads);
+}
 
 std::unique_ptr<EvictionPolicy> adapter_policy(const Adapter& adapter, const EvictionOptions& eviction) {
   return std::make_unique<AdapterPolicy>(adapter, eviction);
@@ -65,6 +82,28 @@ at::Tensor hard_student_chunk(WeightSource& source, const EvictionPolicy& policy
     if (logits != nullptr) logits->push_back(logit_Gn);
     const AttentionInputs in = attention_inputs(a, weights, normed_nD, chunk_rope, policy.query_mask_Hd(layer));
     x = finish_layer(a, weights, x, cache.attend(layer, in.q_BHTd, in.k_BGTd, in.v_BGTd, logit_Gn));
+  }
+  return x;
+}
+
+at::Tensor hard_student_step(WeightSource& source, const EvictionPolicy& policy,
+                             const std::vector<CompactCache*>& caches, const at::Tensor& x_BD, const RopeTables& rope) {
+  const at::NoGradGuard no_grad;
+  const Architecture& a = source.architecture();
+  std::vector<int64_t> positions;
+  for (const CompactCache* cache : caches) positions.push_back(cache->num_tokens(0));
+  const at::Tensor position_B = at::tensor(positions, at::kLong).to(rope.cos_Td.device());
+  const RopeTables step_rope{rope.cos_Td.index_select(0, position_B), rope.sin_Td.index_select(0, position_B)};
+  at::Tensor x = x_BD;
+  for (int64_t layer = 0; layer < a.num_layers; ++layer) {
+    const LayerWeights weights = source.layer(layer);
+    const at::Tensor normed_BD = rms_norm(x, weights.input_norm, a.rms_norm_eps);
+    const at::Tensor logit_GB = policy.logit_Gn(layer, x, normed_BD, positions.front());
+    const AttentionInputs in = attention_inputs(a, weights, normed_BD, step_rope, policy.query_mask_Hd(layer));
+    const auto sequence_major = [](const at::Tensor& x_1NBd) { return x_1NBd.squeeze(0).transpose(0, 1); };
+    const at::Tensor attention_BHd = CompactCache::attend_each(
+        caches, layer, sequence_major(in.q_BHTd), sequence_major(in.k_BGTd), sequence_major(in.v_BGTd), logit_GB);
+    x = finish_layer(a, weights, x, attention_BHd.transpose(0, 1).unsqueeze(0));
   }
   return x;
 }

@@ -32,11 +32,18 @@ std::unique_ptr<EvictionPolicy> adapter_policy(const Adapter& adapter, const Evi
 // num_sinks = 0 is a sliding window.
 std::unique_ptr<EvictionPolicy> sinks_and_window_policy(int64_t num_kv_heads, int64_t num_sinks, int64_t num_live);
 
+// Nothing is ever evicted: the model as it came.
+std::unique_ptr<EvictionPolicy> keep_everything_policy(int64_t num_kv_heads);
+
 // Runs the n tokens whose embeddings are x_nD through all layers, extending `cache`; returns the last layer's output.
 // `logits`, when given, receives each layer's [G, n] logits.
 at::Tensor hard_student_chunk(WeightSource& source, const EvictionPolicy& policy, CompactCache& cache,
                               const at::Tensor& x_nD, const RopeTables& rope,
                               std::vector<at::Tensor>* logits = nullptr);
+
+// One new token of each of several sequences, x_BD; every cache is at its own position.  Returns the last layer's output.
+at::Tensor hard_student_step(WeightSource& source, const EvictionPolicy& policy,
+                             const std::vector<CompactCache*>& caches, const at::Tensor& x_BD, const RopeTables& rope);
 
 CompactCache make_cache(const Architecture& architecture, const EvictionPolicy& policy,
                         const at::TensorOptions& options);

@@ -89,6 +89,7 @@ void add_bench(CLI::App& program) {
       "Example:\n  dms bench train-step --model quickstart/model --seq 1024 --window 64\n\n"
       "The number of threads is that of OMP_NUM_THREADS, or one a core.");
   add_train_step(*command);
+  add_bench_decode(*command);
 }
 
 }  // namespace dms

@@ -32,12 +32,6 @@ struct EvalFlags {
   bool no_baselines = false, ignore_base_hash = false;
 };
 
-at::ScalarType compute_dtype(const std::string& name) {
-  if (name == "float32") return at::kFloat;
-  if (name == "bfloat16") return at::kBFloat16;
-  return cpu_computes_bfloat16() ? at::kBFloat16 : at::kFloat;
-}
-
 std::vector<std::string> token_texts(const std::string& model_dir, const std::vector<int32_t>& tokens) {
   std::vector<std::string> texts;
   if (!fs::exists(model_dir + "/tokenizer.json")) return texts;
@@ -48,7 +42,7 @@ std::vector<std::string> token_texts(const std::string& model_dir, const std::ve
 
 void run_eval(const EvalFlags& flags) {
   const std::string base_sha256 = flags.ignore_base_hash ? "" : base_model_hash(flags.model);
-  const auto source = open_weights(flags.model, compute_dtype(flags.dtype));
+  const auto source = open_weights(flags.model, dtype_named(flags.dtype));
   const TrainedAdapter trained = load_trained_adapter(flags.adapters, *source, base_sha256);
   const int64_t length = flags.sequence_length > 0 ? flags.sequence_length : trained.file.sequence_length;
   if (length <= trained.eviction.window + 1) {

@@ -11,9 +11,11 @@ namespace dms {
 void add_prepare(CLI::App& program);
 void add_train(CLI::App& program);
 void add_eval(CLI::App& program);
+void add_generate(CLI::App& program);
 void add_export(CLI::App& program);
 void add_report(CLI::App& program);
 void add_inspect(CLI::App& program);
 void add_bench(CLI::App& program);
+void add_bench_decode(CLI::App& bench);  // of `dms bench`, which add_bench registers
 
 }  // namespace dms

@@ -31,6 +31,12 @@ bool cpu_computes_bfloat16() {
   return false;
 }
 
+at::ScalarType dtype_named(const std::string& name) {
+  if (name == "float32") return at::kFloat;
+  if (name == "bfloat16") return at::kBFloat16;
+  return cpu_computes_bfloat16() ? at::kBFloat16 : at::kFloat;
+}
+
 int64_t peak_memory_bytes() { return proc_kilobytes("/proc/self/status", "VmHWM"); }
 int64_t available_memory_bytes() { return proc_kilobytes("/proc/meminfo", "MemAvailable"); }
 

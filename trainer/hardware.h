@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <string>
 
 #include "model/architecture.h"
 
@@ -12,6 +13,9 @@ namespace dms {
 
 // True where bfloat16 GEMMs have instructions of their own (AVX-512 BF16 or AMX); without them they are ~300x slower.
 bool cpu_computes_bfloat16();
+
+// The dtype that a --dtype flag names: "float32", "bfloat16", or "auto", which takes the processor's own.
+at::ScalarType dtype_named(const std::string& name);
 
 int64_t peak_memory_bytes();       // VmHWM of this process
 int64_t available_memory_bytes();  // of the machine, respecting nothing but /proc/meminfo

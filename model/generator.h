@@ -1,0 +1,65 @@
+// Generates from many prompts at once with compact caches: sequences join the batch as memory allows, each at its own
+// length, and leave it when they stop.
+//
+// Memory is what the caches have really allocated.  A sequence is admitted when its prompt's dense cache would still fit
+// the budget (that much exists while it is prefilled, a chunk at a time, at the very most); when the batch outgrows the
+// budget all the same, the sequence that joined last gives its memory back and is computed again later.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "model/hard_student.h"
+#include "model/sampler.h"
+#include "model/weights.h"
+
+namespace dms {
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt;
+  int64_t max_new_tokens = 0;
+  SamplingOptions sampling;
+  uint64_t sample = 0;  // with the seed: which random numbers it draws
+};
+
+struct GeneratorOptions {
+  std::vector<int32_t> stop_tokens;
+  int64_t max_batch = 16;
+  int64_t kv_budget_bytes = std::numeric_limits<int64_t>::max();
+  at::ScalarType stored_dtype = at::kFloat;  // of keys and values
+  int64_t max_positions = 0;                 // prompt and generated tokens of one sequence
+};
+
+struct GenerationProgress {
+  int64_t tokens_generated = 0;  // by all sequences so far
+  int64_t sequences_finished = 0;
+  int64_t sequences_running = 0;
+  int64_t allocated_bytes = 0;  // of all live caches
+  int64_t dense_bytes = 0;      // what the same tokens take uncompressed, in the stored dtype
+  int64_t peak_allocated_bytes = 0;
+};
+
+class Generator {
+ public:
+  Generator(WeightSource& source, const EvictionPolicy& policy, const GeneratorOptions& options);
+  ~Generator();
+
+  // Generates for all requests.  `on_token(request, token, is_last)` is called for each in order; a stop token is
+  // reported as the last one, and a sequence that hit its limit ends with an ordinary token.  `on_progress` after each
+  // step; returning false ends the run.  Throws UserError for a prompt that can never fit.
+  void run(const std::vector<GenerationRequest>& requests, const std::function<void(size_t, int32_t, bool)>& on_token,
+           const std::function<bool(const GenerationProgress&)>& on_progress);
+
+ private:
+  class Batch;
+  WeightSource& source_;
+  const EvictionPolicy& policy_;
+  const GeneratorOptions options_;
+};
+
+}  // namespace dms

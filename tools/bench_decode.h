@@ -1,0 +1,45 @@
+// dms bench decode: tokens per second of decoding after a prompt, with and without a trained evictor.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace dms {
+
+struct DecodeBenchmark {
+  std::string model, adapters;
+  std::string data;  // token file to take prompts from; "" = random tokens
+  int64_t context = 0;
+  int64_t batch = 0;            // one of the two is given
+  int64_t kv_budget_bytes = 0;  // as many sequences as fit
+  int64_t distinct = 0;         // prompts read; their caches are copied for the rest of the batch; 0 = all
+  int64_t steps = 8;            // timed, after two that are not
+  std::string dtype = "auto";
+};
+
+struct DecodeRow {
+  bool evict = false;
+  int64_t sequences = 0;
+  double prefill_seconds = 0.0;                                               // of one prompt
+  double step_seconds = 0.0, step_seconds_min = 0.0, step_seconds_max = 0.0;  // median over steps
+  double tokens_per_s = 0.0;
+  int64_t kv_bytes = 0, peak_prefill_kv_bytes = 0;  // allocated: of all sequences; of one while its prompt is read
+  double kv_read_bytes_per_s = 0.0;
+};
+
+struct DecodeFigures {
+  std::vector<DecodeRow> rows;  // eviction off, then on
+  double read_bandwidth_bytes_per_s = 0.0;
+  std::string dtype;
+  int64_t threads = 0;
+};
+
+// `progress(text)` between parts.  Throws UserError.
+DecodeFigures bench_decode(const DecodeBenchmark& benchmark, const std::function<void(const std::string&)>& progress);
+
+// Best rate at which all threads together read memory, bytes/s.
+double measure_read_bandwidth();
+
+}  // namespace dms
