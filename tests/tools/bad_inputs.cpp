@@ -293,6 +293,18 @@ std::vector<BadInput> make_bad_inputs() {
       {"DiskFullInTrain", nothing, train, "out/", "File too large", 1, full_disk_after(3000), "out/"},
 
       // dms eval
+      // generate, bench decode
+      {"PromptMissing", nothing, "generate --model model", "--prompt: is missing", "--prompts FILE"},
+      {"PromptsMissing", nothing, "generate --model model --prompts none.txt", "none.txt"},
+      {"PromptsEmpty", written("prompts.txt", "\n \n"), "generate --model model --prompts prompts.txt", "prompts.txt: holds no prompt"},
+      {"PromptsNotJson", written("p.jsonl", "{\"prompt\": \"a\"}\nthe\n"), "generate --model model --prompts p.jsonl", "p.jsonl:2"},
+      {"PromptsNotText", written("p.jsonl", "{\"prompt\": 3}\n"), "generate --model model --prompts p.jsonl", "p.jsonl:1: has no text under 'prompt'"},
+      {"BudgetNotBytes", nothing, "generate --model model --prompt a --kv-budget much", "--kv-budget: is 'much'", "2GiB"},
+      {"BudgetTooSmall", nothing, "generate --model model --prompt the --kv-budget 10", "prompt 1: has ", "the KV budget is 10 bytes"},
+      {"StopTokensOfTheWrongType", written("model/generation_config.json", R"({"eos_token_id": "end"})"), "generate --model model --prompt the", "'eos_token_id' holds"},
+      {"DecodeBothWays", nothing, "bench decode --model model --adapters run --context 8 --batch 2 --kv-budget 1MiB", "--batch: and --kv-budget: exactly one"},
+      {"DecodeBudgetTooSmall", nothing, "bench decode --model model --adapters run --context 8 --kv-budget 10 --steps 1", "--kv-budget: holds not one sequence of 8 tokens"},
+
       {"AdaptersMissing", nothing, "eval --model model --adapters none --data held-out.h5", "none: no such directory"},
       {"AdaptersAreSomethingElse", nothing, "eval --model model --adapters model --data held-out.h5",
        "model: has no adapters.safetensors"},

@@ -1,0 +1,75 @@
+// `dms generate` and `dms bench decode`: what they print and write hangs together.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/support/child_process.h"
+#include "tests/support/sandbox.h"
+#include "tests/support/tiny_model.h"
+#include "tests/tools/valid_inputs.h"
+
+namespace dms {
+namespace {
+
+using nlohmann::json;
+
+ChildResult run_in(Sandbox& sandbox, const std::string& command) {
+  ChildOptions options;
+  options.directory = sandbox.path();
+  options.environment = {"OMP_NUM_THREADS=1"};
+  ChildResult result = run_child(command_line(command), options);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  return result;
+}
+
+TEST(Generate, StreamsOneCompletionAndWritesIt) {
+  Sandbox sandbox(valid_files());
+  const ChildResult result =
+      run_in(sandbox, "generate --model model --adapters run --prompt the --max-new-tokens 12 --json out.json");
+  const json out = json::parse(sandbox.read("out.json"));
+  ASSERT_EQ(out.at("completions").size(), 1U);
+  const json& completion = out.at("completions").at(0);
+  EXPECT_EQ(completion.at("prompt"), "the");
+  EXPECT_EQ(result.out, completion.at("text").get<std::string>() + "\n");
+  EXPECT_EQ(completion.at("stopped").get<bool>() ? completion.at("tokens") <= 12 : completion.at("tokens") == 12, true);
+  EXPECT_GT(out.at("peak_kv_bytes"), 0);
+}
+
+TEST(Generate, TakesPromptsFromFilesAndSamplesEachReproducibly) {
+  Sandbox sandbox(valid_files());
+  sandbox.write("prompts.jsonl", "{\"prompt\": \"one two\"}\n\n{\"prompt\": \"three\"}\n");
+  const std::string command =
+      "generate --model model --prompts prompts.jsonl --samples 2 --temperature 1 --seed 5 --max-new-tokens 6 --json ";
+  run_in(sandbox, command + "a.json");
+  run_in(sandbox, command + "b.json --max-batch 1");
+  const json a = json::parse(sandbox.read("a.json")).at("completions");
+  ASSERT_EQ(a.size(), 4U);
+  EXPECT_EQ(a.at(1).at("prompt"), "one two");
+  EXPECT_EQ(a.at(2).at("prompt"), "three");
+  EXPECT_NE(a.at(0).at("text"), a.at(1).at("text")) << "two samples drew the same numbers";
+  EXPECT_EQ(json::parse(sandbox.read("b.json")).at("completions"), a);
+}
+
+TEST(BenchDecode, FiguresAgreeWithEachOther) {
+  Sandbox sandbox(valid_files());
+  run_in(sandbox,
+         "bench decode --model model --adapters run --context 40 --batch 3 --distinct 2 --steps 3 --data held-out.h5 "
+         "--dtype float32 --json out.json");
+  const json out = json::parse(sandbox.read("out.json"));
+  ASSERT_EQ(out.at("rows").size(), 2U);
+  for (const json& row : out.at("rows")) {
+    EXPECT_EQ(row.at("sequences"), 3);
+    EXPECT_DOUBLE_EQ(row.at("tokens_per_s").get<double>() * row.at("step_seconds").get<double>(), 3.0);
+  }
+  // Nothing evicted: 3 sequences of 40 + 5 tokens in every layer and KV head, and at most a page more.
+  const TinyModel m;
+  const int64_t heads = m.num_layers * m.num_kv_heads, row_bytes = 2 * m.head_dim * 4;
+  const int64_t dense = out.at("rows").at(0).at("kv_bytes");
+  EXPECT_GE(dense, 3 * heads * 45 * row_bytes);
+  EXPECT_LE(dense, 3 * heads * (53 * row_bytes + 53 * 16));
+  EXPECT_LE(out.at("rows").at(1).at("kv_bytes"), dense);
+  EXPECT_GT(out.at("read_bandwidth_bytes_per_s"), 1e8);
+}
+
+}  // namespace
+}  // namespace dms
