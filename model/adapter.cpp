@@ -58,13 +58,19 @@ std::vector<Adapter::Parameter> Adapter::parameters() const {
 
 std::unique_ptr<Adapter> make_adapter(const EvictionOptions& eviction, const AdapterOptions& options,
                                       WeightSource& source, const std::vector<std::vector<BorrowedChannel>>& borrowed) {
+  std::unique_ptr<Adapter> adapter;
   switch (options.kind) {
     case AdapterKind::linear:
-      return make_linear_adapter(eviction, options, source);
+      adapter = make_linear_adapter(eviction, options, source);
+      break;
     case AdapterKind::neuron:
-      return make_neuron_adapter(eviction, options, source, borrowed);
+      adapter = make_neuron_adapter(eviction, options, source, borrowed);
+      break;
   }
-  TORCH_CHECK(false, "unknown adapter kind");
+  // Initial values are made on the CPU; parameters live where the activations will be.
+  const at::Device device = source.final_norm().device();
+  for (Adapter::Parameter& parameter : adapter->parameters()) parameter.tensor.set_data(parameter.tensor.to(device));
+  return adapter;
 }
 
 const at::Tensor* find_tensor(const std::vector<std::pair<std::string, at::Tensor>>& tensors, const std::string& name) {

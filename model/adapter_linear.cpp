@@ -12,7 +12,7 @@ class LinearAdapter final : public Adapter {
       : Adapter(source.architecture(), eviction, options) {
     const Architecture& a = source.architecture();
     for (int64_t i = 0; i < a.num_layers; ++i) {
-      norm_D_.push_back(source.layer(i).input_norm.to(at::kFloat).clone().set_requires_grad(true));
+      norm_D_.push_back(source.layer(i).input_norm.to(at::kCPU, at::kFloat).clone().set_requires_grad(true));
       weight_GD_.push_back(at::zeros({a.num_kv_heads, a.hidden_size}, at::kFloat).set_requires_grad(true));
     }
   }

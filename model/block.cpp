@@ -43,7 +43,7 @@ AttentionInputs attention_inputs(const Architecture& a, const LayerWeights& w, c
     q_THd = rms_norm(q_THd, w.q_norm, a.rms_norm_eps);
     k_TGd = rms_norm(k_TGd, w.k_norm, a.rms_norm_eps);
   }
-  if (query_mask_Hd.defined()) q_THd = q_THd * query_mask_Hd.to(q_THd.scalar_type());
+  if (query_mask_Hd.defined()) q_THd = q_THd * query_mask_Hd.to(q_THd.options());
   const auto head_major = [](const at::Tensor& x_TNd) { return x_TNd.transpose(0, 1).unsqueeze(0); };
   return {head_major(apply_rope(q_THd, rope)), head_major(apply_rope(k_TGd, rope)), head_major(v_TGd)};
 }

@@ -175,7 +175,7 @@ double measure_read_bandwidth() {
 
 DecodeFigures bench_decode(const DecodeBenchmark& benchmark, const std::function<void(const std::string&)>& progress) {
   const at::NoGradGuard no_grad;
-  const auto source = open_weights(benchmark.model, dtype_named(benchmark.dtype));
+  const auto source = open_weights(benchmark.model, dtype_named(benchmark.dtype, at::kCPU));
   const TrainedAdapter trained = load_trained_adapter(benchmark.adapters, *source, base_model_hash(benchmark.model));
   const int64_t distinct = benchmark.distinct > 0 ? benchmark.distinct : std::max<int64_t>(1, benchmark.batch);
   const auto prompt_tokens = prompts(benchmark, source->architecture(), distinct);

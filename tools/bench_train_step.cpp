@@ -59,7 +59,7 @@ double best_gemm_flops_per_s(const Architecture& a, int64_t num_tokens, at::Scal
   for (const auto& [inner, columns] :
        {std::pair{a.hidden_size, a.num_heads * a.head_dim}, std::pair{a.hidden_size, a.intermediate_size},
         std::pair{a.intermediate_size, a.hidden_size}, std::pair{a.hidden_size, a.vocab_size}}) {
-    best = std::max(best, measure_gemm_flops_per_s(dtype, num_tokens, inner, columns));
+    best = std::max(best, measure_gemm_flops_per_s(dtype, at::kCPU, num_tokens, inner, columns));
   }
   return best;
 }

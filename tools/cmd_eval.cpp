@@ -10,6 +10,7 @@
 #include "data/sample_order.h"
 #include "data/staged_file.h"
 #include "data/tokenizer.h"
+#include "model/device_weights.h"
 #include "recipes/user_error.h"
 #include "tools/commands.h"
 #include "trainer/evaluate.h"
@@ -26,7 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct EvalFlags {
-  std::string model, adapters, json, dtype = "auto";
+  std::string model, adapters, json, dtype = "auto", device = "auto";
   std::vector<std::string> data;
   int64_t sequence_length = 0, max_tokens = 32768;
   bool no_baselines = false, ignore_base_hash = false;
@@ -42,7 +43,8 @@ std::vector<std::string> token_texts(const std::string& model_dir, const std::ve
 
 void run_eval(const EvalFlags& flags) {
   const std::string base_sha256 = flags.ignore_base_hash ? "" : base_model_hash(flags.model);
-  const auto source = open_weights(flags.model, dtype_named(flags.dtype));
+  const at::Device device = device_named(flags.device);
+  const auto source = on_device(open_weights(flags.model, dtype_named(flags.dtype, device)), device);
   const TrainedAdapter trained = load_trained_adapter(flags.adapters, *source, base_sha256);
   const int64_t length = flags.sequence_length > 0 ? flags.sequence_length : trained.file.sequence_length;
   if (length <= trained.eviction.window + 1) {
@@ -99,6 +101,9 @@ void add_eval(CLI::App& program) {
       ->capture_default_str();
   command->add_option("--dtype", flags->dtype, "auto, float32 or bfloat16")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
+      ->capture_default_str();
+  command->add_option("--device", flags->device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
   command->add_option("--json", flags->json, "Write all figures to this file");
   command->add_flag("--no-baselines", flags->no_baselines, "Skip the sliding-window and sinks-plus-window baselines");

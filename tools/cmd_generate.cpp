@@ -12,6 +12,7 @@
 #include "checkpoints/model_dir.h"
 #include "data/staged_file.h"
 #include "data/streamed_text.h"
+#include "model/device_weights.h"
 #include "model/generator.h"
 #include "recipes/option_value.h"
 #include "recipes/strict_json.h"
@@ -28,7 +29,8 @@ namespace dms {
 namespace {
 
 struct GenerateFlags {
-  std::string model, adapters, prompts_file, json, dtype = "auto", kv_dtype = "auto", kv_budget = "auto";
+  std::string model, adapters, prompts_file, json, dtype = "auto", device = "auto", kv_dtype = "auto",
+                                                   kv_budget = "auto";
   std::vector<std::string> prompts;
   int64_t max_new_tokens = 256, samples = 1, max_batch = 16, top_k = -1;
   double temperature = -1.0, top_p = -1.0, min_p = 0.0;
@@ -120,7 +122,8 @@ void run_generate(const GenerateFlags& flags) {
 
   const auto tokenizer = Tokenizer::load(flags.model);
   const GenerationConfig config = read_generation_config(flags.model);
-  const auto source = open_weights(flags.model, dtype_named(flags.dtype));
+  const at::Device device = device_named(flags.device);
+  const auto source = on_device(open_weights(flags.model, dtype_named(flags.dtype, device)), device);
   const int64_t kv_heads = source->architecture().num_kv_heads;
   TrainedAdapter trained;
   std::unique_ptr<EvictionPolicy> policy = keep_everything_policy(kv_heads);
@@ -142,7 +145,7 @@ void run_generate(const GenerateFlags& flags) {
   options.stop_tokens = config.stop_tokens;
   options.max_batch = flags.max_batch;
   if (*budget >= 0) options.kv_budget_bytes = *budget;
-  options.stored_dtype = flags.kv_dtype == "auto" ? source->dtype() : dtype_named(flags.kv_dtype);
+  options.stored_dtype = flags.kv_dtype == "auto" ? source->dtype() : dtype_named(flags.kv_dtype, device);
   options.max_positions = longest + flags.max_new_tokens;
 
   const bool streams = requests.size() == 1;
@@ -236,6 +239,9 @@ void add_generate(CLI::App& program) {
       ->capture_default_str();
   command->add_option("--dtype", flags->dtype, "What is computed in")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
+      ->capture_default_str();
+  command->add_option("--device", flags->device, "Where it is computed")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
   command->add_option("--json", flags->json, "Also write completions and figures to this file")->type_name("FILE");
   command->add_flag("--ignore-base-hash", flags->ignore_base_hash, "Accept adapters trained on other weights");

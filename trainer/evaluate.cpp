@@ -173,13 +173,13 @@ class Evaluator {
   void note_decisions(EvaluationRecord& details, const std::vector<std::vector<at::Tensor>>& chunk_logits,
                       int64_t num_tokens, std::vector<int64_t>& kept_heads) const {
     const DocumentOffsets document{0, num_tokens};
-    const at::Tensor far_T = counted_keys_T(num_tokens, options_.eviction.window, document);
+    const at::Tensor far_T = counted_keys_T(num_tokens, options_.eviction.window, document);  // on the CPU, as all here
     at::Tensor kept_T = at::zeros({num_tokens}, at::kFloat);
     for (size_t layer = 0; layer < details.kept.size(); ++layer) {
       std::vector<at::Tensor> logits;
       for (const auto& chunk : chunk_logits) logits.push_back(chunk[layer]);
       const at::Tensor kept_GT =
-          (decisions_GT(at::cat(logits, 1), options_.eviction.decision_shift, document) <= 0).to(at::kFloat);
+          (decisions_GT(at::cat(logits, 1), options_.eviction.decision_shift, document) <= 0).to(at::kCPU, at::kFloat);
       kept_T += at::sum(kept_GT, 0);
       for (size_t g = 0; g < details.kept[layer].size(); ++g) {
         details.kept[layer][g] += ordered_sum(kept_GT[static_cast<int64_t>(g)] * far_T);

@@ -1,10 +1,15 @@
 #include "trainer/hardware.h"
 
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <fstream>
 #include <string>
+
+#include "recipes/user_error.h"
 
 namespace dms {
 
@@ -31,35 +36,58 @@ bool cpu_computes_bfloat16() {
   return false;
 }
 
-at::ScalarType dtype_named(const std::string& name) {
+at::Device device_named(const std::string& name) {
+  const bool has_gpu = at::hasCUDA();
+  if (name == "cuda" && !has_gpu) {
+    throw UserError("device cuda", "is not there: this build or this machine has no CUDA device",
+                    {"'dms doctor' says which of the two it is; 'cpu' or 'auto' work everywhere"});
+  }
+  return name == "cpu" || !has_gpu ? at::Device(at::kCPU)
+                                   : at::Device(at::kCUDA, at::detail::getCUDAHooks().getCurrentDevice());
+}
+
+at::ScalarType dtype_named(const std::string& name, at::Device device) {
   if (name == "float32") return at::kFloat;
   if (name == "bfloat16") return at::kBFloat16;
-  return cpu_computes_bfloat16() ? at::kBFloat16 : at::kFloat;
+  return !device.is_cpu() || cpu_computes_bfloat16() ? at::kBFloat16 : at::kFloat;
 }
 
 int64_t peak_memory_bytes() { return proc_kilobytes("/proc/self/status", "VmHWM"); }
+int64_t peak_device_memory_bytes(at::Device device) {
+  if (device.is_cpu()) return peak_memory_bytes();
+  constexpr size_t kAllPools = 0;
+  return c10::getDeviceAllocator(device.type())->getDeviceStats(device.index()).allocated_bytes[kAllPools].peak;
+}
 int64_t available_memory_bytes() { return proc_kilobytes("/proc/meminfo", "MemAvailable"); }
 
-double measure_gemm_flops_per_s(at::ScalarType dtype) {
-  // Up to 2048^3; smaller where the processor lacks the dtype's instructions, so that even the slow path ends in seconds.
+void synchronize(at::Device device) {
+  if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.index());
+}
+
+double measure_gemm_flops_per_s(at::ScalarType dtype, at::Device device) {
+  // Up to the full size; smaller where the processor lacks the dtype's instructions, so that even the slow path ends in
+  // seconds.
+  const int64_t full_size = device.is_cpu() ? 2048 : 8192;
   constexpr double kLongestSeconds = 2.0;
   double best = 0.0;
-  for (int64_t size = 256; size <= 2048; size *= 2) {
+  for (int64_t size = 256; size <= full_size; size *= 2) {
     const double flops = 2.0 * std::pow(static_cast<double>(size), 3);
     if (best > 0.0 && flops / best > kLongestSeconds) break;
-    best = measure_gemm_flops_per_s(dtype, size, size, size);
+    best = measure_gemm_flops_per_s(dtype, device, size, size, size);
   }
   return best;
 }
 
-double measure_gemm_flops_per_s(at::ScalarType dtype, int64_t rows, int64_t inner, int64_t columns) {
+double measure_gemm_flops_per_s(at::ScalarType dtype, at::Device device, int64_t rows, int64_t inner, int64_t columns) {
   const at::NoGradGuard no_grad;
-  const at::Tensor x = at::ones({rows, inner}, at::kFloat).to(dtype);
-  const at::Tensor weight = at::ones({columns, inner}, at::kFloat).to(dtype);
+  const auto options = at::TensorOptions(device).dtype(dtype);
+  const at::Tensor x = at::ones({rows, inner}, options), weight = at::ones({columns, inner}, options);
   double best_seconds = 1e30;
   for (int i = 0; i < 4; ++i) {
+    synchronize(device);
     const auto begin = std::chrono::steady_clock::now();
     const at::Tensor product = at::linear(x, weight);
+    synchronize(device);
     best_seconds =
         std::min(best_seconds, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }

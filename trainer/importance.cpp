@@ -52,8 +52,9 @@ void add_document(const HeadTensors& t, int64_t window, double scale, int64_t be
     // Only the block's corner holds keys that are still near for its earlier queries.
     if (last - first > 1) {
       const int64_t corner = std::min(num_keys, last - first - 1);
-      const at::Tensor q = at::arange(first, last, at::kLong).unsqueeze(1);
-      const at::Tensor k = at::arange(begin + num_keys - corner, begin + num_keys, at::kLong).unsqueeze(0);
+      const auto long_options = p_HQK.options().dtype(at::kLong);
+      const at::Tensor q = at::arange(first, last, long_options).unsqueeze(1);
+      const at::Tensor k = at::arange(begin + num_keys - corner, begin + num_keys, long_options).unsqueeze(0);
       p_HQK.slice(2, num_keys - corner).masked_fill_((q - k) <= window, 0.0);
     }
     // ||(v_k - o_q) W||^2 by expansion; rounding can push it below 0.
@@ -64,7 +65,8 @@ void add_document(const HeadTensors& t, int64_t window, double scale, int64_t be
     keys(importance_HT).add_(at::sum(p_HQK, 1));
   }
   const int64_t num_far = std::max<int64_t>(0, end - begin - window - 1);
-  const at::Tensor far_queries = at::arange(num_far, 0, -1, at::kFloat);  // key begin + i has num_far - i of them
+  const at::Tensor far_queries =
+      at::arange(num_far, 0, -1, importance_HT.options());  // key begin + i has num_far - i of them
   importance_HT.slice(1, begin, begin + num_far).div_(far_queries);
 }
 

@@ -13,11 +13,12 @@ struct CountedKeys {
   int64_t per_head = 0;
 };
 
-CountedKeys keys_of_the_loss(const StepOptions& options, int64_t num_tokens, const DocumentOffsets& documents) {
+CountedKeys keys_of_the_loss(const StepOptions& options, int64_t num_tokens, const DocumentOffsets& documents,
+                             at::Device device) {
   if (options.compression.count == CompressionCount::straight_through) {
-    return {at::ones({num_tokens}, at::kFloat), num_tokens};
+    return {at::ones({num_tokens}, at::TensorOptions(device).dtype(at::kFloat)), num_tokens};
   }
-  return {counted_keys_T(num_tokens, options.eviction.window, documents),
+  return {counted_keys_T(num_tokens, options.eviction.window, documents).to(device),
           num_counted_keys(options.eviction.window, documents)};
 }
 
@@ -90,8 +91,8 @@ class TrainingStep {
       const at::Tensor embedded_TD = embed_tokens(source_, sample.tokens);
       samples_.push_back({.documents = documents,
                           .rows = StudentRows(adapter_, window, documents),
-                          .counted = keys_of_the_loss(options_, num_tokens, documents),
-                          .far_keys_T = counted_keys_T(num_tokens, window, documents),
+                          .counted = keys_of_the_loss(options_, num_tokens, documents, embedded_TD.device()),
+                          .far_keys_T = counted_keys_T(num_tokens, window, documents).to(embedded_TD.device()),
                           .teacher_TD = embedded_TD,
                           .student_TD = embedded_TD,
                           .layers = {},
@@ -167,9 +168,7 @@ class TrainingStep {
     std::vector<std::vector<at::Tensor>> per_sample(adapter_.layer_parameters(layer).size());
     for (size_t s = 0; s < samples_.size(); ++s) {
       SampleState& state = samples_[s];
-      const at::Tensor dalpha_GT = (alpha_gradient * state.counted.weight_T)
-                                       .to(state.gradient_FD.device())
-                                       .expand({architecture_.num_kv_heads, -1});
+      const at::Tensor dalpha_GT = (alpha_gradient * state.counted.weight_T).expand({architecture_.num_kv_heads, -1});
       StudentLayer::Gradients gradients = state.layers.back().backward(
           weights, {rope_, state.documents}, noise_GT(layer, s), state.gradient_FD, dalpha_GT, of_token_alpha);
       state.layers.pop_back();

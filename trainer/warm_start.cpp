@@ -57,7 +57,8 @@ LayerObservation observe_layer(const Architecture& a, const LayerWeights& weight
   const FlashOutput attention = causal_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, sequence.documents);
   const at::Tensor importance_GT = key_importance_GT(a, weights, in, attention.out_BHTd, attention.lse_BHT,
                                                      sequence.x_TD, eviction.window, sequence.documents);
-  const at::Tensor keys_N = at::tensor(fitted_keys(sequence.documents, eviction.window), at::kLong);
+  const at::Tensor keys_N =
+      at::tensor(fitted_keys(sequence.documents, eviction.window), at::kLong).to(sequence.x_TD.device());
   LayerObservation observation;
   observation.importance_NG = importance_GT.index_select(1, keys_N).t().contiguous();
   if (with_features) {
