@@ -59,7 +59,7 @@ class Generator::Batch {
   bool done() const { return waiting_.empty() && running_.empty(); }
 
   // Admits what fits, then gives every running sequence one token.
-  void step(const std::function<void(size_t, int32_t, bool)>& on_token) {
+  void step(const TokenListener& on_token) {
     admit(on_token);
     if (running_.empty()) return;
     std::vector<CompactCache*> caches;
@@ -103,7 +103,7 @@ class Generator::Batch {
     return at::linear(rms_norm(x_BD, final_norm_D_, architecture_.rms_norm_eps), head_VD_);
   }
 
-  void admit(const std::function<void(size_t, int32_t, bool)>& on_token) {
+  void admit(const TokenListener& on_token) {
     while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.max_batch) {
       const auto length = static_cast<int64_t>(waiting_.front().tokens.size());
       if (!running_.empty() && allocated_bytes() + dense_bytes(length) > options_.kv_budget_bytes) break;
@@ -132,8 +132,7 @@ class Generator::Batch {
   }
 
   // Draws the next token; false when the sequence has ended with it.
-  bool take_token(Sequence& sequence, const at::Tensor& logits_V,
-                  const std::function<void(size_t, int32_t, bool)>& on_token) {
+  bool take_token(Sequence& sequence, const at::Tensor& logits_V, const TokenListener& on_token) {
     const GenerationRequest& request = requests_[sequence.request];
     const int32_t token =
         sample_token(logits_V, request.sampling, request.sample, static_cast<uint64_t>(sequence.tokens.size()));
@@ -144,7 +143,7 @@ class Generator::Batch {
         std::find(options_.stop_tokens.begin(), options_.stop_tokens.end(), token) != options_.stop_tokens.end();
     const bool is_last = stops || generated >= request.max_new_tokens;
     if (is_last) ++progress_.sequences_finished;
-    on_token(sequence.request, token, is_last);
+    on_token(sequence.request, token, is_last, *sequence.cache);
     return !is_last;
   }
 
@@ -173,8 +172,7 @@ Generator::Generator(WeightSource& source, const EvictionPolicy& policy, const G
     : source_(source), policy_(policy), options_(options) {}
 Generator::~Generator() = default;
 
-void Generator::run(const std::vector<GenerationRequest>& requests,
-                    const std::function<void(size_t, int32_t, bool)>& on_token,
+void Generator::run(const std::vector<GenerationRequest>& requests, const TokenListener& on_token,
                     const std::function<bool(const GenerationProgress&)>& on_progress) {
   const at::NoGradGuard no_grad;
   Batch batch(*this, requests);

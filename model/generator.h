@@ -44,15 +44,18 @@ struct GenerationProgress {
   int64_t peak_allocated_bytes = 0;
 };
 
+// Called with each new token of a request, in order; a stop token is reported as the last one, a sequence that hits its
+// limit ends with an ordinary token.  `cache` is the sequence's own: what it has read and holds.
+using TokenListener = std::function<void(size_t request, int32_t token, bool is_last, const CompactCache& cache)>;
+
 class Generator {
  public:
   Generator(WeightSource& source, const EvictionPolicy& policy, const GeneratorOptions& options);
   ~Generator();
 
-  // Generates for all requests.  `on_token(request, token, is_last)` is called for each in order; a stop token is
-  // reported as the last one, and a sequence that hit its limit ends with an ordinary token.  `on_progress` after each
-  // step; returning false ends the run.  Throws UserError for a prompt that can never fit.
-  void run(const std::vector<GenerationRequest>& requests, const std::function<void(size_t, int32_t, bool)>& on_token,
+  // Generates for all requests.  `on_progress` is called after each step; returning false ends the run.  Throws UserError
+  // for a prompt that can never fit.
+  void run(const std::vector<GenerationRequest>& requests, const TokenListener& on_token,
            const std::function<bool(const GenerationProgress&)>& on_progress);
 
  private:

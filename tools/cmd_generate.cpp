@@ -161,7 +161,7 @@ void run_generate(const GenerateFlags& flags) {
     Generator(*source, *policy, options)
         .run(
             requests,
-            [&](size_t request, int32_t token, bool is_last) {
+            [&](size_t request, int32_t token, bool is_last, const CompactCache&) {
               Completion& completion = completions[request];
               ++completion.num_tokens;
               completion.stopped =

@@ -11,6 +11,7 @@ namespace dms {
 void add_prepare(CLI::App& program);
 void add_train(CLI::App& program);
 void add_eval(CLI::App& program);
+void add_eval_tasks(CLI::App& program);
 void add_generate(CLI::App& program);
 void add_export(CLI::App& program);
 void add_report(CLI::App& program);

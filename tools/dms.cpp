@@ -22,6 +22,7 @@ void add_commands(CLI::App& program) {
   add_prepare(program);
   add_train(program);
   add_eval(program);
+  add_eval_tasks(program);
   add_generate(program);
   add_export(program);
   add_report(program);

@@ -44,7 +44,7 @@ class GeneratorTest : public ::testing::Test {
     Generator(*source_, policy, options_)
         .run(
             requests,
-            [&](size_t request, int32_t token, bool is_last) {
+            [&](size_t request, int32_t token, bool is_last, const CompactCache&) {
               EXPECT_FALSE(ended[request]);
               tokens[request].push_back(token);
               ended[request] = is_last;
@@ -129,7 +129,8 @@ TEST_F(GeneratorTest, StopsWhenToldTo) {
   int steps = 0;
   Generator(*source_, *policy_, options_)
       .run(
-          requests({4}, 50), [](size_t, int32_t, bool) {}, [&](const GenerationProgress&) { return ++steps < 3; });
+          requests({4}, 50), [](size_t, int32_t, bool, const CompactCache&) {},
+          [&](const GenerationProgress&) { return ++steps < 3; });
   EXPECT_EQ(steps, 3);
 }
 
