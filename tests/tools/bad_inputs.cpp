@@ -305,6 +305,15 @@ std::vector<BadInput> make_bad_inputs() {
       {"DecodeBothWays", nothing, "bench decode --model model --adapters run --context 8 --batch 2 --kv-budget 1MiB", "--batch: and --kv-budget: exactly one"},
       {"DecodeBudgetTooSmall", nothing, "bench decode --model model --adapters run --context 8 --kv-budget 10 --steps 1", "--kv-budget: holds not one sequence of 8 tokens"},
 
+      // eval-tasks, retarget
+      {"TaskUnknown", nothing, "eval-tasks --model model --task amie --out r.jsonl", "benchmark: 'amie' is not known", "did you mean 'aime'?"},
+      {"TaskWithoutQuestions", nothing, "eval-tasks --model model --task aime --out r.jsonl", "--data: is missing"},
+      {"TaskColumnsMissing", written("q.csv", "Question\nwhy?\n"), "eval-tasks --model model --task gpqa --data q.csv --out r.jsonl", "q.csv:2: has no column 'Correct Answer'"},
+      {"TaskResultsOfSomethingElse", written("r.jsonl", "{}\n"), "eval-tasks --model model --task needles --out r.jsonl", "r.jsonl:1: is no result of 'dms eval-tasks'"},
+      {"TaskSamplesAllTheSame", nothing, "eval-tasks --model model --task needles --samples 2 --temperature 0 --out r.jsonl", "--samples: are all the same at temperature 0"},
+      {"RatioOutOfReach", nothing, "retarget --model model --adapters run --ratio 900 --data held-out.h5 --out out", "--ratio: 900", "alone allows"},
+      {"RetargetOntoSomething", nothing, "retarget --model model --adapters run --ratio 2 --data held-out.h5 --out run", "run: exists already", "--force"},
+
       {"AdaptersMissing", nothing, "eval --model model --adapters none --data held-out.h5", "none: no such directory"},
       {"AdaptersAreSomethingElse", nothing, "eval --model model --adapters model --data held-out.h5",
        "model: has no adapters.safetensors"},
