@@ -5,7 +5,9 @@
 // bias rides in one extra head-dimension column: the query column holds a power of two c, the key column bias/(c *
 // scale), the value column 0.  The two results merge by log-sum-exp in float32.  Backward: each part's flash backward,
 // given the merged output and log-sum-exp, is exact; the gradient of the bias is the extra column of dK.
-// Nothing of size [T, T] exists.  Documents are independent: the same computation on each slice.
+// That is the dense path.  The sparse path leaves gone keys out (model/survivors.h), so that it gets cheaper as
+// compression rises; it is exact too.  Nothing of size [T, T] exists in either.  Each document of each sample is a
+// computation of its own.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -17,8 +19,10 @@ namespace dms {
 
 // q_BHTd [B, H, T, d], k_BGTd, v_BGTd [B, G, T, d], bias_BGT [B, G, T] (values in (-inf, 0] or kGoneBias; read only
 // beyond the window).  Returns [B, H, T, d].  Scores are scaled by d^-0.5.  Differentiable in all four.
+// `automatic` takes, for each document of each sample, the path that has less to compute for its survivors.
 at::Tensor delayed_eviction_attention(const at::Tensor& q_BHTd, const at::Tensor& k_BGTd, const at::Tensor& v_BGTd,
-                                      const at::Tensor& bias_BGT, int64_t window, const DocumentOffsets& documents);
+                                      const at::Tensor& bias_BGT, int64_t window, const DocumentOffsets& documents,
+                                      AttentionPath path);
 
 // Plain causal attention within documents: the teacher's.  Not recorded for autograd.
 FlashOutput causal_attention(const at::Tensor& q_BHTd, const at::Tensor& k_BGTd, const at::Tensor& v_BGTd,

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "model/attention_cpu_sparse.h"
 #include "model/flash_kernel.h"
 
 namespace dms {
@@ -82,14 +83,24 @@ class CpuFlashKernel final : public FlashKernel {
     });
     return total;
   }
+
+  FlashOutput sparse(const AttentionTensors& in, const Survivors& survivors, double scale) const override {
+    return cpu_sparse(in, survivors, scale);
+  }
+
+  AttentionGradients sparse_backward(const at::Tensor& dout, const AttentionTensors& in, const FlashOutput& merged,
+                                     const Survivors& survivors, double scale) const override {
+    return cpu_sparse_backward(dout, in, merged, survivors, scale);
+  }
+
+  int64_t sparse_block_rows() const override { return kCpuSparseBlockRows; }
 };
 
 }  // namespace
 
-const FlashKernel& flash_kernel(at::Device device) {
-  static const CpuFlashKernel cpu;
-  if (device.is_cpu()) return cpu;
-  throw std::runtime_error("no flash-attention back end for device " + device.str());
+const FlashKernel& cpu_flash_kernel() {
+  static const CpuFlashKernel kernel;
+  return kernel;
 }
 
 }  // namespace dms

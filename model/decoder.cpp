@@ -21,7 +21,7 @@ at::Tensor teacher_layer(const Architecture& architecture, const LayerWeights& w
 }
 
 at::Tensor unbiased_student_layer(const Architecture& architecture, const LayerWeights& weights, int64_t window,
-                                  const at::Tensor& x_TD, const SequenceContext& sequence) {
+                                  AttentionPath path, const at::Tensor& x_TD, const SequenceContext& sequence) {
   const at::NoGradGuard no_grad;
   const at::Tensor normed_TD = rms_norm(x_TD, weights.input_norm, architecture.rms_norm_eps);
   const AttentionInputs in = attention_inputs(architecture, weights, normed_TD, sequence.rope, {});
@@ -29,7 +29,7 @@ at::Tensor unbiased_student_layer(const Architecture& architecture, const LayerW
       at::zeros({1, architecture.num_kv_heads, x_TD.size(0)}, x_TD.options().dtype(at::kFloat));
   return finish_layer(
       architecture, weights, x_TD,
-      delayed_eviction_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, no_bias_BGT, window, sequence.documents));
+      delayed_eviction_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, no_bias_BGT, window, sequence.documents, path));
 }
 
 }  // namespace dms

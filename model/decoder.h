@@ -29,6 +29,6 @@ at::Tensor teacher_layer(const Architecture& architecture, const LayerWeights& w
 // The student's layer with every bias 0 and no borrowed channel: the teacher computed by the student's kernels, whose
 // distance from the teacher is the numerical floor of every measured KL.
 at::Tensor unbiased_student_layer(const Architecture& architecture, const LayerWeights& weights, int64_t window,
-                                  const at::Tensor& x_TD, const SequenceContext& sequence);
+                                  AttentionPath path, const at::Tensor& x_TD, const SequenceContext& sequence);
 
 }  // namespace dms

@@ -21,6 +21,10 @@ void describe(Schema& schema, EvictionOptions& o) {
   schema.real("tau", o.tau, 1e-3, 10.0, "temperature of the relaxed decision in training");
   schema.real("truncate_at", o.truncate_at, 1.0, 1e9,
               "a relaxed decision (logit + noise) / tau at or above this is gone altogether, as at inference");
+  schema.choice<AttentionPath>(
+      "attention", o.attention,
+      {{"auto", AttentionPath::automatic}, {"dense", AttentionPath::dense}, {"sparse", AttentionPath::sparse}},
+      "far keys that training visits: dense: all, in two parts; sparse: those not gone; auto: whichever is less work");
 }
 
 at::Tensor decisions_GT(const at::Tensor& logit_GT, int64_t shift, const DocumentOffsets& documents) {

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/attention_path.h"
 #include "recipes/schema.h"
 
 namespace dms {
@@ -27,6 +28,7 @@ struct EvictionOptions {
   double alpha_offset = 5.0;
   double tau = 0.1;
   double truncate_at = 24.0;
+  AttentionPath attention = AttentionPath::automatic;
 };
 void describe(Schema& schema, EvictionOptions& options);
 

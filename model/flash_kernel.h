@@ -1,10 +1,12 @@
 // The seam between delayed-eviction attention and a device's library flash-attention kernels.  One implementation a
-// device (attention_cpu.cpp, ...); the algebra above it is written once.
+// device (attention_cpu.cpp, attention_cuda.cpp); the algebra above it is written once.
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include <cstdint>
+
+#include "model/survivors.h"
 
 namespace dms {
 
@@ -20,9 +22,18 @@ struct FlashGradients {
   at::Tensor dv_BGTd;
 };
 
-// Query heads may outnumber KV heads (H = G * R; head h reads KV head h / R).  Every row must see at least one key.
-// Backward takes the *merged* output and log-sum-exp of all parts, which makes the gradient of each part exact:
-// P = exp(S - lse_merged) and dS = P * (dP - rowsum(dOut * Out_merged)).
+// What delayed-eviction attention is computed from.  Query heads may outnumber KV heads (H = G * R; head h reads KV
+// head h / R); bias_BGT is float32 (float64 beside float64 inputs).
+struct AttentionTensors {
+  at::Tensor q_BHTd, k_BGTd, v_BGTd, bias_BGT;
+};
+
+struct AttentionGradients {
+  at::Tensor dq_BHTd, dk_BGTd, dv_BGTd, dbias_BGT;
+};
+
+// Every row must see at least one key.  Backward takes the *merged* output and log-sum-exp of all parts, which makes
+// the gradient of each part exact: P = exp(S - lse_merged) and dS = P * (dP - rowsum(dOut * Out_merged)).
 class FlashKernel {
  public:
   virtual ~FlashKernel() = default;
@@ -40,6 +51,14 @@ class FlashKernel {
   virtual FlashGradients banded_backward(const at::Tensor& dout_BHTd, const at::Tensor& q_BHTd,
                                          const at::Tensor& k_BGTd, const at::Tensor& v_BGTd, const FlashOutput& merged,
                                          int64_t window, double scale) const = 0;
+
+  // Delayed-eviction attention of one sequence (B = 1) that visits, beyond the window, only `survivors`.
+  virtual FlashOutput sparse(const AttentionTensors& in, const Survivors& survivors, double scale) const = 0;
+  virtual AttentionGradients sparse_backward(const at::Tensor& dout_BHTd, const AttentionTensors& in,
+                                             const FlashOutput& merged, const Survivors& survivors,
+                                             double scale) const = 0;
+  // Rows of a block of `survivors` that suit this device.
+  virtual int64_t sparse_block_rows() const = 0;
 };
 
 // The kernel for tensors on `device`.  Throws std::runtime_error for a device without one.

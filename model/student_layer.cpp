@@ -50,8 +50,9 @@ StudentLayer::AttentionHalf StudentLayer::run_attention(const LayerWeights& weig
   half.relaxation = relax(half.logit_GT, noise_GT, eviction_, sequence.documents);
   const AttentionInputs in =
       attention_inputs(architecture_, weights, normed_TD, sequence.rope, adapter_.query_mask_Hd(layer_));
-  const at::Tensor attention_BHTd = delayed_eviction_attention(
-      in.q_BHTd, in.k_BGTd, in.v_BGTd, half.relaxation.bias_GT.unsqueeze(0), eviction_.window, sequence.documents);
+  const at::Tensor attention_BHTd =
+      delayed_eviction_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, half.relaxation.bias_GT.unsqueeze(0),
+                                 eviction_.window, sequence.documents, eviction_.attention);
   half.attention_BHFd = rows_.take(attention_BHTd, 2);
   return half;
 }

@@ -104,12 +104,15 @@ class Evaluator {
   }
 
   void measure_noise_floor(const Sample& window, const at::Tensor& teacher_TD) {
-    const at::Tensor x_TD =
-        run_layers(window, [&](const LayerWeights& weights, const at::Tensor& x, const SequenceContext& sequence) {
-          return unbiased_student_layer(architecture_, weights, options_.eviction.window, x, sequence);
-        });
-    record_.noise_floor_kl_sum = ordered_sum(compare_heads(head_, teacher_TD, x_TD, window.tokens).kl_T);
-    record_.noise_floor_tokens = x_TD.size(0);
+    record_.noise_floor_tokens = teacher_TD.size(0);
+    for (AttentionPath path : {AttentionPath::dense, AttentionPath::sparse}) {
+      const at::Tensor x_TD =
+          run_layers(window, [&](const LayerWeights& weights, const at::Tensor& x, const SequenceContext& sequence) {
+            return unbiased_student_layer(architecture_, weights, options_.eviction.window, path, x, sequence);
+          });
+      record_.noise_floor_kl_sum =
+          std::max(record_.noise_floor_kl_sum, ordered_sum(compare_heads(head_, teacher_TD, x_TD, window.tokens).kl_T));
+    }
   }
 
   // One method over one window, document by document with a fresh cache each.  `details` (the trained evictor only)

@@ -134,6 +134,7 @@ TEST_F(RecipeToResumeTest, RefusesEveryChangeOfWhatAStepComputesByName) {
                                    "eviction.alpha_offset=4",
                                    "eviction.tau=0.2",
                                    "eviction.truncate_at=20",
+                                   "eviction.attention=sparse",
                                    "compression.initial=2",
                                    "compression.final=9",
                                    "compression.ramp_steps=5",

@@ -1,0 +1,149 @@
+// The sparse path of devices with a packed ("varlen") kernel, on the CPU: packing, unpacking and merging are judged
+// here with the packed op played by a plain loop, the op itself on a GPU (attention_test.cpp).
+#include "model/packed_flash_kernel.h"
+
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "model/attention_reference.h"
+#include "tests/support/tensor_comparison.h"
+
+namespace dms {
+namespace {
+
+constexpr int64_t kBlockRows = 32;
+
+class LoopKernel final : public PackedFlashKernel {
+ public:
+  FlashOutput causal(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) const override {
+    return cpu_.causal(q, k, v, scale);
+  }
+  FlashGradients causal_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const FlashOutput& merged, double scale) const override {
+    return cpu_.causal_backward(dout, q, k, v, merged, scale);
+  }
+  FlashOutput banded(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window,
+                     double scale) const override {
+    return cpu_.banded(q, k, v, window, scale);
+  }
+  FlashGradients banded_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const FlashOutput& merged, int64_t window, double scale) const override {
+    return cpu_.banded_backward(dout, q, k, v, merged, window, scale);
+  }
+  int64_t sparse_block_rows() const override { return kBlockRows; }
+
+  mutable int num_packed_calls = 0;
+
+ protected:
+  RowOutput rectangles(const Rectangles& r, double scale) const override {
+    ++num_packed_calls;
+    RowOutput result{at::empty_like(r.q_Nd), at::empty({r.q_Nd.size(0)}, r.q_Nd.options())};
+    for_groups(r, [&](auto rows, auto keys) {
+      const at::Tensor score = at::matmul(rows(r.q_Nd), keys(r.k_Md).t()) * scale;
+      rows(result.lse_N).copy_(at::logsumexp(score, {1}));
+      rows(result.out_Nd).copy_(at::matmul(at::softmax(score, 1), keys(r.v_Md)));
+    });
+    return result;
+  }
+
+  PackedGradients rectangles_backward(const at::Tensor& dout_Nd, const Rectangles& r, const RowOutput& merged,
+                                      double scale) const override {
+    PackedGradients result{at::empty_like(r.q_Nd), at::empty_like(r.k_Md), at::empty_like(r.v_Md)};
+    for_groups(r, [&](auto rows, auto keys) {
+      const at::Tensor p =
+          at::exp(at::matmul(rows(r.q_Nd), keys(r.k_Md).t()) * scale - rows(merged.lse_N).unsqueeze(1));
+      const at::Tensor delta = (rows(dout_Nd) * rows(merged.out_Nd)).sum(1, true);
+      const at::Tensor ds = p * (at::matmul(rows(dout_Nd), keys(r.v_Md).t()) - delta);
+      rows(result.dq_Nd).copy_(at::matmul(ds, keys(r.k_Md)) * scale);
+      keys(result.dk_Md).copy_(at::matmul(ds.t(), rows(r.q_Nd)) * scale);
+      keys(result.dv_Md).copy_(at::matmul(p.t(), rows(dout_Nd)));
+    });
+    return result;
+  }
+
+ private:
+  template <class Visit>
+  static void for_groups(const Rectangles& r, const Visit& visit) {
+    int64_t row = 0, key = 0;
+    for (size_t i = 0; i < r.row_ends.size(); ++i) {
+      const int64_t row_end = r.row_ends[i], key_end = r.key_ends[i];
+      ASSERT_LT(row, row_end);
+      ASSERT_LT(key, key_end);
+      visit([=](const at::Tensor& x) { return x.slice(0, row, row_end); },
+            [=](const at::Tensor& x) { return x.slice(0, key, key_end); });
+      row = row_end;
+      key = key_end;
+    }
+    EXPECT_EQ(row, r.q_Nd.size(0));
+    EXPECT_EQ(key, r.k_Md.size(0));
+  }
+
+  const FlashKernel& cpu_ = flash_kernel(at::kCPU);
+};
+
+struct Case {
+  int64_t T, window, G, R;
+};
+
+// Head 0 keeps all, head 1 nothing, the others some: soft keys, kept keys and a first block without any survivor.
+at::Tensor ragged_bias(const Case& c) {
+  at::Tensor bias = at::full({1, c.G, c.T}, kGoneBias, at::kDouble);
+  bias.select(1, 0).zero_();
+  if (c.G > 2) bias.slice(1, 2).slice(2, kBlockRows + 5, c.T, 3).fill_(-1.5);
+  if (c.G > 2) bias.slice(1, 2).slice(2, kBlockRows + 6, c.T, 9).zero_();
+  return bias;
+}
+
+TEST(PackedFlashKernel, IsExact) {
+  for (const Case& c : {Case{200, 16, 3, 3}, Case{16 + 1 + 2 * kBlockRows, 16, 3, 1}, Case{50, 16, 2, 4},
+                        Case{18, 16, 3, 2}, Case{150, 0, 4, 2}}) {
+    SCOPED_TRACE(::testing::Message() << "T " << c.T << " window " << c.window << " G " << c.G << " R " << c.R);
+    constexpr int64_t d = 8;
+    const auto leaf = [](const at::Tensor& x) { return x.clone().set_requires_grad(true); };
+    const AttentionTensors in{leaf(seeded_normal({1, c.G * c.R, c.T, d}, 1)), leaf(seeded_normal({1, c.G, c.T, d}, 2)),
+                              leaf(seeded_normal({1, c.G, c.T, d}, 3)), leaf(ragged_bias(c))};
+    const at::Tensor dout = seeded_normal({1, c.G * c.R, c.T, d}, 4);
+    const at::Tensor expected =
+        dense_delayed_eviction_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, in.bias_BGT, c.window, {0, c.T});
+    const auto expected_gradients =
+        torch::autograd::grad({expected}, {in.q_BHTd, in.k_BGTd, in.v_BGTd, in.bias_BGT}, {dout});
+
+    const at::NoGradGuard no_grad;
+    const LoopKernel kernel;
+    const double scale = 1.0 / std::sqrt(static_cast<double>(d));
+    const Survivors survivors(gone_keys(in.bias_BGT).select(0, 0), c.window, kernel.sparse_block_rows());
+    const FlashOutput output = kernel.sparse(in, survivors, scale);
+    const AttentionGradients gradients = kernel.sparse_backward(dout, in, output, survivors, scale);
+    EXPECT_TRUE(is_near(output.out_BHTd, expected, 1e-12));
+    EXPECT_TRUE(is_near(gradients.dq_BHTd, expected_gradients[0], 1e-12));
+    EXPECT_TRUE(is_near(gradients.dk_BGTd, expected_gradients[1], 1e-12));
+    EXPECT_TRUE(is_near(gradients.dv_BGTd, expected_gradients[2], 1e-12));
+    EXPECT_TRUE(is_near(gradients.dbias_BGT, expected_gradients[3], 1e-12));
+    EXPECT_LE(kernel.num_packed_calls, 1);
+    EXPECT_EQ(kernel.num_packed_calls, c.T > c.window + 1 + kBlockRows ? 1 : 0);
+  }
+}
+
+TEST(Survivors, ArePositionsAndCountsOfWhatIsNotGone) {
+  // Two heads of 12 tokens, window 3: rows 0..7 of the far part, blocks of 3.
+  at::Tensor gone_GT = at::ones({2, 12}, at::kBool);
+  for (int64_t key : {0, 2, 3, 7, 8, 11}) gone_GT[0][key] = false;  // 8 and 11 are never far
+  const Survivors survivors(gone_GT, 3, 3);
+  EXPECT_EQ(survivors.num_rows(), 8);
+  EXPECT_EQ(survivors.num_blocks(), 3);
+  EXPECT_EQ(survivors.block_end(2), 8);
+  ASSERT_EQ(survivors.num_keys(0), 4);
+  EXPECT_EQ(survivors.keys(0)[3].item<int64_t>(), 7);
+  EXPECT_EQ(survivors.num_keys(1), 0);
+  const std::vector<int64_t> before{0, 2, 3};
+  for (int64_t block = 0; block < 3; ++block) {
+    EXPECT_EQ(survivors.num_before(0, block), before[static_cast<size_t>(block)]);
+    EXPECT_EQ(survivors.num_before(1, block), 0);
+  }
+  // Rows 3, 3 and 2: local keys 7, 7 and 6 a head, survivors 0, 2 and 3 of head 0.
+  EXPECT_EQ(survivors.sparse_pairs(), 3 * (2 * 7) + 3 * (2 * 7 + 2) + 2 * (2 * 6 + 3));
+  EXPECT_EQ(survivors.dense_pairs(), 2 * (8 * 4 + 36));
+}
+
+}  // namespace
+}  // namespace dms
