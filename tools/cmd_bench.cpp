@@ -7,6 +7,7 @@
 
 #include "data/staged_file.h"
 #include "tools/bench_train_step.h"
+#include "tools/cmd_bench_kernels.h"
 #include "tools/commands.h"
 
 namespace dms {
@@ -90,6 +91,8 @@ void add_bench(CLI::App& program) {
       "The number of threads is that of OMP_NUM_THREADS, or one a core.");
   add_train_step(*command);
   add_bench_decode(*command);
+  add_bench_attention(*command);
+  add_bench_gemm(*command);
 }
 
 }  // namespace dms

@@ -363,6 +363,12 @@ std::vector<BadInput> make_bad_inputs() {
       {"InspectOfADamagedTokenFile", flipped("train.h5", 5000), "inspect train.h5",
        "the SHA-256 of its bytes is not the one"},
       {"BenchOfNoModel", nothing, "bench train-step --model none --seq 64 --window 8", "none: no such directory"},
+      {"BenchAttentionOfHeadsThatDoNotDivide", nothing, "bench attention --seq 64 --window 8 --heads 9 --kv-heads 4",
+       "--kv-heads: 4 does not divide --heads 9"},
+      {"BenchAttentionWithAWindowTooLarge", nothing, "bench attention --seq 64 --window 64",
+       "--window: 64 leaves no key"},
+      {"BenchAttentionOfAModelWithoutAdapters", nothing, "bench attention --seq 64 --window 8 --model model",
+       "--adapters"},
       {"BenchWithAWindowTooLarge", nothing, "bench train-step --model model --seq 64 --window 64", "window"},
 
       // dms report

@@ -13,17 +13,18 @@ namespace {
 
 using nlohmann::json;
 
-json bench_train_step(const std::string& flags) {
+json bench(const std::string& command) {
   Sandbox sandbox(valid_files());
   ChildOptions options;
   options.directory = sandbox.path();
   options.environment = {"OMP_NUM_THREADS=1"};
-  const ChildResult result =
-      run_child(command_line("bench train-step --model model --json figures.json " + flags), options);
+  const ChildResult result = run_child(command_line("bench " + command + " --json figures.json"), options);
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(result.out, sandbox.read("figures.json"));
   return json::parse(result.out);
 }
+
+json bench_train_step(const std::string& flags) { return bench("train-step --model model " + flags); }
 
 TEST(BenchTrainStep, FiguresAgreeWithEachOther) {
   const json figures = bench_train_step("--seq 64 --window 8 --steps 4 --dtype float32");
@@ -55,6 +56,72 @@ TEST(BenchTrainStep, TakesTrainedAdaptersAndSettings) {
   EXPECT_GT(figures.at("tokens_per_s"), 0.0);
   EXPECT_EQ(figures.at("activation_checkpointing"), "full");
   EXPECT_EQ(figures.at("step_seconds_min"), figures.at("step_seconds_max"));
+}
+
+void expect_timing(const json& passes) {
+  for (const std::string pass : {"forward", "backward"}) {
+    EXPECT_GT(passes.at(pass), 0.0);
+    EXPECT_LE(passes.at(pass + "_min"), passes.at(pass));
+    EXPECT_GE(passes.at(pass + "_max"), passes.at(pass));
+  }
+}
+
+TEST(BenchAttention, CountsTheSurvivorsAndFlopsOfTheBuiltInProfile) {
+  // 24 heads of the profile: 12.5% kept and 15% soft on average, dealt evenly.
+  const json figures = bench(
+      "attention --seq 1500 --window 8 --heads 6 --kv-heads 3 --head-dim 8 --layers 8 --repeat 2 --dtype float32");
+  EXPECT_NEAR(figures.at("kept_share"), 0.125, 0.02);
+  EXPECT_NEAR(figures.at("soft_share"), 0.15, 0.02);
+  EXPECT_EQ(figures.at("layers"), 8);
+  for (const char* way : {"causal_seconds", "two_part_seconds", "sparse_seconds", "dense_seconds"}) {
+    SCOPED_TRACE(way);
+    expect_timing(figures.at(way));
+  }
+  const double causal = 6.0 * 4.0 * 8.0 * 1500.0 * 1501.0 / 2.0;
+  EXPECT_DOUBLE_EQ(figures.at("causal_forward_flops"), causal);
+  // The share of survivors, and blocks of 256 rows that each see their own keys: 1/6 of the triangle here, a little more
+  // with the window, a little less survivors before a block than far keys.
+  EXPECT_NEAR(figures.at("sparse_forward_flops").get<double>() / causal, 0.275 * 5.0 / 6.0 + 2.0 / 6.0, 0.05);
+  EXPECT_EQ(figures.at("dtype"), "float32");
+}
+
+TEST(BenchAttention, ChoosesAsTrainingDoes) {
+  const json figures = bench("attention --seq 1024 --window 8 --heads 2 --kv-heads 1 --head-dim 8 --repeat 1");
+  const auto seconds = [](const json& passes) {
+    return passes.at("forward").get<double>() + passes.at("backward").get<double>();
+  };
+  EXPECT_GT(figures.at("sparse_layers"), 0);  // a head without survivors
+  EXPECT_LT(figures.at("sparse_layers"), 8);  // a head of 94%
+  EXPECT_GT(figures.at("student_over_causal").get<double>() * seconds(figures.at("causal_seconds")), 0.0);
+}
+
+TEST(BenchAttention, TakesAModelsOwnLayers) {
+  const json figures = bench("attention --seq 48 --window 4 --model model --adapters run --data train.h5 --repeat 1");
+  const TinyModel m;
+  EXPECT_EQ(figures.at("layers"), m.num_layers);
+  EXPECT_DOUBLE_EQ(figures.at("causal_forward_flops"),
+                   static_cast<double>(m.num_heads * m.head_dim) * 4.0 * 48.0 * 49.0 / 2.0);
+  EXPECT_GT(figures.at("kept_share").get<double>() + figures.at("soft_share").get<double>(), 0.0);
+}
+
+TEST(BenchGemm, RatesAreFlopsOverSeconds) {
+  const json figures = bench("gemm --model model --seq 64 --repeat 3 --dtype float32");
+  const TinyModel m;
+  double best = 0.0;
+  std::vector<std::string> names;
+  for (const json& row : figures.at("rows")) {
+    names.push_back(row.at("name"));
+    const double flops =
+        2.0 * row.at("rows").get<double>() * row.at("inner").get<double>() * row.at("columns").get<double>();
+    EXPECT_DOUBLE_EQ(row.at("flops"), flops);
+    EXPECT_DOUBLE_EQ(row.at("flops_per_s").get<double>() * row.at("seconds").get<double>(), flops);
+    EXPECT_LE(row.at("seconds_min"), row.at("seconds"));
+    EXPECT_GE(row.at("seconds_max"), row.at("seconds"));
+    best = std::max(best, row.at("flops_per_s").get<double>());
+  }
+  EXPECT_EQ(names, (std::vector<std::string>{"square", "q_proj", "gate_proj", "down_proj", "head"}));
+  EXPECT_EQ(figures.at("rows").back().at("columns"), m.vocab_size);
+  EXPECT_DOUBLE_EQ(figures.at("flops_per_s"), best);
 }
 
 }  // namespace

@@ -1,0 +1,36 @@
+// Wall time of repeated work, as every benchmark reports it.
+#pragma once
+
+#include <ATen/Context.h>
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+namespace dms {
+
+// Waits for work that a GPU has been given.
+inline void finish_work(at::Device device) {
+  if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.has_index() ? device.index() : 0);
+}
+
+template <class Work>
+double seconds_of(at::Device device, const Work& work) {
+  finish_work(device);
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  finish_work(device);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+struct Timing {
+  double median = 0.0, min = 0.0, max = 0.0;
+};
+
+// At least one value.
+inline Timing timing_of(std::vector<double> seconds) {
+  std::sort(seconds.begin(), seconds.end());
+  return {(seconds[(seconds.size() - 1) / 2] + seconds[seconds.size() / 2]) / 2.0, seconds.front(), seconds.back()};
+}
+
+}  // namespace dms
