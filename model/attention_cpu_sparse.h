@@ -14,7 +14,7 @@
 
 namespace dms {
 
-inline constexpr int64_t kCpuSparseBlockRows = 256;
+inline constexpr int64_t kCpuSparseBlockRows = 128;
 
 FlashOutput cpu_sparse(const AttentionTensors& in, const Survivors& survivors, double scale);
 AttentionGradients cpu_sparse_backward(const at::Tensor& dout_BHTd, const AttentionTensors& in,

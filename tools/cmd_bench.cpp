@@ -7,7 +7,6 @@
 
 #include "data/staged_file.h"
 #include "tools/bench_train_step.h"
-#include "tools/cmd_bench_kernels.h"
 #include "tools/commands.h"
 
 namespace dms {

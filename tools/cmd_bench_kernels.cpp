@@ -1,6 +1,4 @@
 // dms bench attention and dms bench gemm: parse, measure, print.
-#include "tools/cmd_bench_kernels.h"
-
 #include <CLI/CLI.hpp>
 
 #include <cstdio>
@@ -10,6 +8,7 @@
 #include "data/staged_file.h"
 #include "tools/bench_attention.h"
 #include "tools/bench_gemm.h"
+#include "tools/commands.h"
 
 namespace dms {
 

@@ -18,6 +18,9 @@ void add_retarget(CLI::App& program);
 void add_report(CLI::App& program);
 void add_inspect(CLI::App& program);
 void add_bench(CLI::App& program);
-void add_bench_decode(CLI::App& bench);  // of `dms bench`, which add_bench registers
+// Of `dms bench`, which add_bench registers.
+void add_bench_attention(CLI::App& bench);
+void add_bench_decode(CLI::App& bench);
+void add_bench_gemm(CLI::App& bench);
 
 }  // namespace dms

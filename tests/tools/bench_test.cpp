@@ -79,9 +79,10 @@ TEST(BenchAttention, CountsTheSurvivorsAndFlopsOfTheBuiltInProfile) {
   }
   const double causal = 6.0 * 4.0 * 8.0 * 1500.0 * 1501.0 / 2.0;
   EXPECT_DOUBLE_EQ(figures.at("causal_forward_flops"), causal);
-  // The share of survivors, and blocks of 256 rows that each see their own keys: 1/6 of the triangle here, a little more
-  // with the window, a little less survivors before a block than far keys.
-  EXPECT_NEAR(figures.at("sparse_forward_flops").get<double>() / causal, 0.275 * 5.0 / 6.0 + 2.0 / 6.0, 0.05);
+  // 1491 far rows in blocks of 128: each row sees 137 keys of its own block, and the survivors before the block.
+  const double rows = 1491.0, pairs = 1500.0 * 1501.0 / 2.0;
+  EXPECT_NEAR(figures.at("sparse_forward_flops").get<double>() / causal,
+              (rows * 137.0 + 0.275 * (rows * rows / 2.0 - rows * 64.0)) / pairs, 0.03);
   EXPECT_EQ(figures.at("dtype"), "float32");
 }
 
