@@ -27,7 +27,7 @@ struct EvictionOptions {
   double alpha_scale = 100.0;
   double alpha_offset = 5.0;
   double tau = 0.1;
-  double truncate_at = 24.0;
+  double truncate_at = 17.0;  // model/README.md: what truncation changes
   AttentionPath attention = AttentionPath::automatic;
 };
 void describe(Schema& schema, EvictionOptions& options);

@@ -66,7 +66,7 @@ class RelaxedEviction:
     """
 
     def __init__(self, model, window, decision_shift=1, kind="linear", rank=0, bias=True, borrowed=None,
-                 alpha_scale=100.0, alpha_offset=5.0, tau=0.1, truncate_at=24.0):  # fmt: skip
+                 alpha_scale=100.0, alpha_offset=5.0, tau=0.1, truncate_at=17.0):  # fmt: skip
         config = model.config
         self.window, self.decision_shift, self.tau, self.truncate_at = window, decision_shift, tau, truncate_at
         self.group_size = config.num_attention_heads // config.num_key_value_heads
