@@ -57,12 +57,27 @@ std::string torch_dtype(const std::string& safetensors_dtype) {
 }
 
 ordered_json rope_scaling(const RopeScaling& rope) {
-  if (rope.type == RopeType::plain) return nullptr;
-  return {{"rope_type", "llama3"},
-          {"factor", rope.factor},
-          {"low_freq_factor", rope.low_freq_factor},
-          {"high_freq_factor", rope.high_freq_factor},
-          {"original_max_position_embeddings", rope.original_max_position}};
+  switch (rope.type) {
+    case RopeType::plain:
+      return nullptr;
+    case RopeType::linear:
+      return {{"rope_type", "linear"}, {"factor", rope.factor}};
+    case RopeType::llama3:
+      return {{"rope_type", "llama3"},
+              {"factor", rope.factor},
+              {"low_freq_factor", rope.low_freq_factor},
+              {"high_freq_factor", rope.high_freq_factor},
+              {"original_max_position_embeddings", rope.original_max_position}};
+    case RopeType::yarn:
+      return {{"rope_type", "yarn"},
+              {"factor", rope.factor},
+              {"attention_factor", rope.attention_factor},
+              {"beta_fast", rope.beta_fast},
+              {"beta_slow", rope.beta_slow},
+              {"truncate", rope.truncate},
+              {"original_max_position_embeddings", rope.original_max_position}};
+  }
+  TORCH_CHECK(false, "unknown RopeType");
 }
 
 ordered_json make_config(const ExportInput& input, const std::string& dtype) {

@@ -1,6 +1,8 @@
 #include "model/architecture.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -30,6 +32,8 @@ class ConfigReader {
  public:
   ConfigReader(const json& object, std::string where, std::string prefix = "")
       : object_(object), where_(std::move(where)), prefix_(std::move(prefix)) {}
+
+  const std::string& where() const { return where_; }
 
   // nullptr when absent.
   const json* find(const std::string& key) const {
@@ -158,6 +162,56 @@ void reject_unsupported_features(const ConfigReader& config, const Architecture&
   }
 }
 
+constexpr std::pair<const char*, RopeType> kScaledRopes[] = {
+    {"linear", RopeType::linear}, {"llama3", RopeType::llama3}, {"yarn", RopeType::yarn}};
+
+// The length that the frequencies were trained for: a key of the model itself wins over the scaling's, as in the
+// reference, and the model's whole length stands in for both.
+int64_t original_max_position(const ConfigReader& config, const ConfigReader& rope_config) {
+  constexpr const char* kKey = "original_max_position_embeddings";
+  if (config.find_value(kKey)) return config.integer(kKey, 1, kMaxPositions);
+  if (rope_config.find(kKey) || !config.find_value("max_position_embeddings")) {
+    return rope_config.integer(kKey, 1, kMaxPositions);
+  }
+  return config.integer("max_position_embeddings", 1, kMaxPositions);
+}
+
+void parse_llama3(const ConfigReader& rope_config, RopeScaling& rope) {
+  rope.low_freq_factor = rope_config.positive_real("low_freq_factor");
+  rope.high_freq_factor = rope_config.positive_real("high_freq_factor");
+  if (rope.high_freq_factor <= rope.low_freq_factor) {
+    rope_config.reject("high_freq_factor",
+                       "more than low_freq_factor, which is " + shown(*rope_config.find("low_freq_factor")));
+  }
+}
+
+// Peng et al. 2023 (arXiv 2309.00071), with the attention factor of transformers' modeling_rope_utils: DeepSeek's
+// mscale and mscale_all_dim count only together, and zeros count as absent.
+void parse_yarn(const ConfigReader& rope_config, RopeScaling& rope) {
+  const auto real_or = [&](const char* key, double if_absent) {
+    const json* value = rope_config.find_value(key);
+    return value == nullptr || *value == 0 ? if_absent : rope_config.positive_real(key);
+  };
+  rope.beta_fast = real_or("beta_fast", 32.0);
+  rope.beta_slow = real_or("beta_slow", 1.0);
+  if (rope.beta_fast < rope.beta_slow) {
+    throw UserError(rope_config.where(), "yarn's beta_fast is less than its beta_slow",
+                    {"expected beta_fast >= beta_slow; without the keys they are 32 and 1"});
+  }
+  rope.truncate = rope_config.flag("truncate", true);
+  const double mscale = real_or("mscale", 0.0), mscale_all_dim = real_or("mscale_all_dim", 0.0);
+  const auto factor_of = [&](double scale) {
+    return rope.factor <= 1.0 ? 1.0 : 0.1 * scale * std::log(rope.factor) + 1.0;
+  };
+  if (rope_config.find_value("attention_factor")) {
+    rope.attention_factor = rope_config.positive_real("attention_factor");
+  } else if (mscale > 0.0 && mscale_all_dim > 0.0) {
+    rope.attention_factor = factor_of(mscale) / factor_of(mscale_all_dim);
+  } else {
+    rope.attention_factor = factor_of(1.0);
+  }
+}
+
 // transformers 4 writes rope_theta and rope_scaling; 5 writes rope_parameters and still reads the others, a non-null
 // rope_scaling replacing every entry of rope_parameters but the theta.
 RopeScaling parse_rope(const ConfigReader& config, const std::string& where) {
@@ -199,18 +253,24 @@ RopeScaling parse_rope(const ConfigReader& config, const std::string& where) {
     rope_config.reject("partial_rotary_factor", "1: RoPE over a part of the head is not supported");
   }
   if (type == "default") return rope;
-  if (type != "llama3") {
-    throw UserError(where, "'" + name + ".rope_type' is " + in_quotes(type), {"supported: default, llama3"});
+  const auto known = std::find_if(std::begin(kScaledRopes), std::end(kScaledRopes),
+                                  [&](const auto& candidate) { return type == candidate.first; });
+  if (known == std::end(kScaledRopes)) {
+    throw UserError(where, "'" + name + ".rope_type' is " + in_quotes(type),
+                    {"supported: default, linear, llama3, yarn"});
   }
-  rope.type = RopeType::llama3;
-  rope.factor = rope_config.positive_real("factor");
-  rope.low_freq_factor = rope_config.positive_real("low_freq_factor");
-  rope.high_freq_factor = rope_config.positive_real("high_freq_factor");
-  rope.original_max_position = rope_config.integer("original_max_position_embeddings", 1, kMaxPositions);
-  if (rope.factor < 1.0) rope_config.reject("factor", "a number of at least 1");
-  if (rope.high_freq_factor <= rope.low_freq_factor) {
-    rope_config.reject("high_freq_factor", "more than low_freq_factor, which is " + shown(entries["low_freq_factor"]));
+  rope.type = known->second;
+  if (rope.type != RopeType::linear) rope.original_max_position = original_max_position(config, rope_config);
+  if (rope.type == RopeType::yarn && rope_config.find("factor") && !rope_config.find_value("factor")) {
+    // The reference's reading of an explicit null.
+    rope.factor = static_cast<double>(config.integer("max_position_embeddings", 1, kMaxPositions)) /
+                  static_cast<double>(rope.original_max_position);
+  } else {
+    rope.factor = rope_config.positive_real("factor");
+    if (rope.factor < 1.0) rope_config.reject("factor", "a number of at least 1");
   }
+  if (rope.type == RopeType::llama3) parse_llama3(rope_config, rope);
+  if (rope.type == RopeType::yarn) parse_yarn(rope_config, rope);
   return rope;
 }
 

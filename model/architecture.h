@@ -13,15 +13,19 @@
 
 namespace dms {
 
-enum class RopeType { plain, llama3 };
+enum class RopeType { plain, linear, llama3, yarn };
 
 struct RopeScaling {
   RopeType type = RopeType::plain;
   double theta = 10000.0;
-  double factor = 1.0;                // llama3
+  double factor = 1.0;                // all but plain
   double low_freq_factor = 1.0;       // llama3
   double high_freq_factor = 4.0;      // llama3
-  int64_t original_max_position = 0;  // llama3
+  int64_t original_max_position = 0;  // llama3, yarn
+  double attention_factor = 1.0;      // yarn: of cosines and sines, resolved from factor and mscale where not given
+  double beta_fast = 32.0;            // yarn: turns over the original length above which a frequency is kept
+  double beta_slow = 1.0;             // yarn: ... below which it is slowed by `factor`
+  bool truncate = true;               // yarn: the channels of these two are rounded outwards
 };
 
 // How one family departs from the common pre-norm RMSNorm/SwiGLU decoder.

@@ -17,8 +17,17 @@ namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
 std::string rope_text(const RopeScaling& rope) {
-  std::string text = "theta " + std::to_string(std::llround(rope.theta));
-  if (rope.type == RopeType::llama3) text += ", llama3 scaling";
+  const std::string text = "theta " + std::to_string(std::llround(rope.theta));
+  switch (rope.type) {
+    case RopeType::plain:
+      return text;
+    case RopeType::linear:
+      return text + ", linear scaling";
+    case RopeType::llama3:
+      return text + ", llama3 scaling";
+    case RopeType::yarn:
+      return text + ", yarn scaling";
+  }
   return text;
 }
 

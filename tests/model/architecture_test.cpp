@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -12,127 +15,11 @@ namespace {
 
 using nlohmann::json;
 
-// The config.json of released models, key for key.
-constexpr const char* kQwen3_8B = R"({
-  "architectures": ["Qwen3ForCausalLM"],
-  "attention_bias": false,
-  "attention_dropout": 0.0,
-  "bos_token_id": 151643,
-  "eos_token_id": 151645,
-  "head_dim": 128,
-  "hidden_act": "silu",
-  "hidden_size": 4096,
-  "initializer_range": 0.02,
-  "intermediate_size": 12288,
-  "max_position_embeddings": 40960,
-  "max_window_layers": 36,
-  "model_type": "qwen3",
-  "num_attention_heads": 32,
-  "num_hidden_layers": 36,
-  "num_key_value_heads": 8,
-  "rms_norm_eps": 1e-06,
-  "rope_scaling": null,
-  "rope_theta": 1000000,
-  "sliding_window": null,
-  "tie_word_embeddings": false,
-  "torch_dtype": "bfloat16",
-  "transformers_version": "4.51.0",
-  "use_cache": true,
-  "use_sliding_window": false,
-  "vocab_size": 151936
-})";
-
-constexpr const char* kR1DistillQwen_7B = R"({
-  "architectures": ["Qwen2ForCausalLM"],
-  "attention_dropout": 0.0,
-  "bos_token_id": 151643,
-  "eos_token_id": 151643,
-  "hidden_act": "silu",
-  "hidden_size": 3584,
-  "initializer_range": 0.02,
-  "intermediate_size": 18944,
-  "max_position_embeddings": 131072,
-  "max_window_layers": 28,
-  "model_type": "qwen2",
-  "num_attention_heads": 28,
-  "num_hidden_layers": 28,
-  "num_key_value_heads": 4,
-  "rms_norm_eps": 1e-06,
-  "rope_theta": 10000,
-  "sliding_window": 4096,
-  "tie_word_embeddings": false,
-  "torch_dtype": "bfloat16",
-  "transformers_version": "4.44.0",
-  "use_cache": true,
-  "use_mrope": false,
-  "use_sliding_window": false,
-  "vocab_size": 152064
-})";
-
-constexpr const char* kLlama3_2_1B = R"({
-  "architectures": ["LlamaForCausalLM"],
-  "attention_bias": false,
-  "attention_dropout": 0.0,
-  "bos_token_id": 128000,
-  "eos_token_id": [128001, 128008, 128009],
-  "head_dim": 64,
-  "hidden_act": "silu",
-  "hidden_size": 2048,
-  "initializer_range": 0.02,
-  "intermediate_size": 8192,
-  "max_position_embeddings": 131072,
-  "mlp_bias": false,
-  "model_type": "llama",
-  "num_attention_heads": 32,
-  "num_hidden_layers": 16,
-  "num_key_value_heads": 8,
-  "pretraining_tp": 1,
-  "rms_norm_eps": 1e-05,
-  "rope_scaling": {
-    "factor": 32.0,
-    "high_freq_factor": 4.0,
-    "low_freq_factor": 1.0,
-    "original_max_position_embeddings": 8192,
-    "rope_type": "llama3"
-  },
-  "rope_theta": 500000.0,
-  "tie_word_embeddings": true,
-  "torch_dtype": "bfloat16",
-  "transformers_version": "4.45.0.dev0",
-  "use_cache": true,
-  "vocab_size": 128256
-})";
-
-constexpr const char* kSmolLM2_135M = R"({
-  "architectures": ["LlamaForCausalLM"],
-  "attention_bias": false,
-  "attention_dropout": 0.0,
-  "bos_token_id": 1,
-  "eos_token_id": 2,
-  "hidden_act": "silu",
-  "hidden_size": 576,
-  "initializer_range": 0.041666666666666664,
-  "intermediate_size": 1536,
-  "is_llama_config": true,
-  "max_position_embeddings": 8192,
-  "mlp_bias": false,
-  "model_type": "llama",
-  "num_attention_heads": 9,
-  "num_hidden_layers": 30,
-  "num_key_value_heads": 3,
-  "pad_token_id": 2,
-  "pretraining_tp": 1,
-  "rms_norm_eps": 1e-05,
-  "rope_interleaved": false,
-  "rope_scaling": null,
-  "rope_theta": 100000,
-  "tie_word_embeddings": true,
-  "torch_dtype": "bfloat16",
-  "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
-  "transformers_version": "4.42.3",
-  "use_cache": true,
-  "vocab_size": 49152
-})";
+// The config.json of a released model: its keys and values (tests/model/configs/).
+std::string config_of(const std::string& model) {
+  std::ifstream file(std::string(DMS_TEST_CONFIGS) + "/" + model + ".json");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
 
 Architecture parse(const json& config) { return parse_architecture(config.dump(), "config.json"); }
 std::string parse_error(const std::string& text) {
@@ -140,7 +27,7 @@ std::string parse_error(const std::string& text) {
 }
 
 TEST(Architecture, ReleasedConfigsAreRead) {
-  const Architecture qwen3 = parse_architecture(kQwen3_8B, "config.json");
+  const Architecture qwen3 = parse_architecture(config_of("qwen3-8b"), "config.json");
   EXPECT_EQ(qwen3.num_parameters(), 8'190'735'360);
   EXPECT_TRUE(qwen3.family.qk_norm && !qwen3.family.qkv_bias && !qwen3.tied_embeddings);
   EXPECT_EQ(qwen3.group_size(), 4);
@@ -149,14 +36,14 @@ TEST(Architecture, ReleasedConfigsAreRead) {
   EXPECT_EQ(qwen3.rms_norm_eps, 1e-6);
   EXPECT_EQ(qwen3.max_positions, 40960);
 
-  const Architecture r1 = parse_architecture(kR1DistillQwen_7B, "config.json");
+  const Architecture r1 = parse_architecture(config_of("r1-distill-qwen-7b"), "config.json");
   EXPECT_EQ(r1.num_parameters(), 7'615'616'512);
   EXPECT_TRUE(r1.family.qkv_bias && !r1.family.qk_norm && !r1.tied_embeddings);
   EXPECT_EQ(r1.head_dim, 128);  // derived: 3584 / 28
   EXPECT_EQ(r1.group_size(), 7);
   EXPECT_EQ(r1.rope.theta, 1e4);
 
-  const Architecture llama = parse_architecture(kLlama3_2_1B, "config.json");
+  const Architecture llama = parse_architecture(config_of("llama-3.2-1b"), "config.json");
   EXPECT_EQ(llama.num_parameters(), 1'235'814'400);
   EXPECT_TRUE(llama.tied_embeddings && !llama.family.qkv_bias && !llama.family.qk_norm);
   EXPECT_EQ(llama.rope.type, RopeType::llama3);
@@ -167,7 +54,7 @@ TEST(Architecture, ReleasedConfigsAreRead) {
   EXPECT_EQ(llama.rope.original_max_position, 8192);
   EXPECT_EQ(llama.rms_norm_eps, 1e-5);
 
-  const Architecture smol = parse_architecture(kSmolLM2_135M, "config.json");
+  const Architecture smol = parse_architecture(config_of("smollm2-135m"), "config.json");
   EXPECT_EQ(smol.num_parameters(), 134'515'008);
   EXPECT_EQ(smol.head_dim, 64);
   EXPECT_EQ(smol.group_size(), 3);
@@ -175,36 +62,55 @@ TEST(Architecture, ReleasedConfigsAreRead) {
   EXPECT_EQ(smol.rope.theta, 1e5);
 }
 
-TEST(Architecture, ParameterCountsOfAllTargetModels) {
+// Counts: transformers on meta tensors, embeddings once when tied.
+TEST(Architecture, EveryTargetModelIsReadExactly) {
   struct Row {
     const char* name;
     const char* family;
     int64_t L, D, H, G, d, I, V;
+    double theta, eps;
     bool tied;
+    RopeType rope;
     int64_t parameters;
   };
+  constexpr RopeType kPlain = RopeType::plain, kLlama3 = RopeType::llama3;
   const Row rows[] = {
-      {"SmolLM2-135M", "llama", 30, 576, 9, 3, 64, 1536, 49152, true, 134'515'008},
-      {"Llama-3.2-1B", "llama", 16, 2048, 32, 8, 64, 8192, 128256, true, 1'235'814'400},
-      {"Llama-3.2-3B", "llama", 28, 3072, 24, 8, 128, 8192, 128256, true, 3'212'749'824},
-      {"Qwen3-0.6B", "qwen3", 28, 1024, 16, 8, 128, 3072, 151936, true, 596'049'920},
-      {"Qwen3-1.7B", "qwen3", 28, 2048, 16, 8, 128, 6144, 151936, true, 1'720'574'976},
-      {"Qwen3-4B", "qwen3", 36, 2560, 32, 8, 128, 9728, 151936, true, 4'022'468'096},
-      {"Qwen3-8B", "qwen3", 36, 4096, 32, 8, 128, 12288, 151936, false, 8'190'735'360},
-      {"Qwen3-14B", "qwen3", 40, 5120, 40, 8, 128, 17408, 151936, false, 14'768'307'200},
-      {"Qwen3-32B", "qwen3", 64, 5120, 64, 8, 128, 25600, 151936, false, 32'762'123'264},
-      {"R1-Distill-Qwen-1.5B", "qwen2", 28, 1536, 12, 2, 128, 8960, 151936, false, 1'777'088'000},
-      {"R1-Distill-Qwen-7B", "qwen2", 28, 3584, 28, 4, 128, 18944, 152064, false, 7'615'616'512},
-      {"R1-Distill-Qwen-14B", "qwen2", 48, 5120, 40, 8, 128, 13824, 152064, false, 14'770'033'664},
-      {"R1-Distill-Qwen-32B", "qwen2", 64, 5120, 40, 8, 128, 27648, 152064, false, 32'763'876'352},
+      {"smollm2-135m", "llama", 30, 576, 9, 3, 64, 1536, 49152, 1e5, 1e-5, true, kPlain, 134'515'008},
+      {"llama-3.2-1b", "llama", 16, 2048, 32, 8, 64, 8192, 128256, 5e5, 1e-5, true, kLlama3, 1'235'814'400},
+      {"llama-3.2-3b", "llama", 28, 3072, 24, 8, 128, 8192, 128256, 5e5, 1e-5, true, kLlama3, 3'212'749'824},
+      {"llama-3.1-8b", "llama", 32, 4096, 32, 8, 128, 14336, 128256, 5e5, 1e-5, false, kLlama3, 8'030'261'248},
+      {"r1-distill-llama-8b", "llama", 32, 4096, 32, 8, 128, 14336, 128256, 5e5, 1e-5, false, kLlama3, 8'030'261'248},
+      {"qwen3-0.6b", "qwen3", 28, 1024, 16, 8, 128, 3072, 151936, 1e6, 1e-6, true, kPlain, 596'049'920},
+      {"qwen3-1.7b", "qwen3", 28, 2048, 16, 8, 128, 6144, 151936, 1e6, 1e-6, true, kPlain, 1'720'574'976},
+      {"qwen3-4b", "qwen3", 36, 2560, 32, 8, 128, 9728, 151936, 1e6, 1e-6, true, kPlain, 4'022'468'096},
+      {"qwen3-4b-2507", "qwen3", 36, 2560, 32, 8, 128, 9728, 151936, 5e6, 1e-6, true, kPlain, 4'022'468'096},
+      {"qwen3-8b", "qwen3", 36, 4096, 32, 8, 128, 12288, 151936, 1e6, 1e-6, false, kPlain, 8'190'735'360},
+      {"qwen3-14b", "qwen3", 40, 5120, 40, 8, 128, 17408, 151936, 1e6, 1e-6, false, kPlain, 14'768'307'200},
+      {"qwen3-32b", "qwen3", 64, 5120, 64, 8, 128, 25600, 151936, 1e6, 1e-6, false, kPlain, 32'762'123'264},
+      {"r1-distill-qwen-1.5b", "qwen2", 28, 1536, 12, 2, 128, 8960, 151936, 1e4, 1e-6, false, kPlain, 1'777'088'000},
+      {"r1-distill-qwen-7b", "qwen2", 28, 3584, 28, 4, 128, 18944, 152064, 1e4, 1e-6, false, kPlain, 7'615'616'512},
+      {"r1-distill-qwen-14b", "qwen2", 48, 5120, 40, 8, 128, 13824, 152064, 1e6, 1e-5, false, kPlain, 14'770'033'664},
+      {"r1-distill-qwen-32b", "qwen2", 64, 5120, 40, 8, 128, 27648, 152064, 1e6, 1e-5, false, kPlain, 32'763'876'352},
   };
   for (const Row& row : rows) {
-    const json config = {
-        {"model_type", row.family},     {"hidden_size", row.D},         {"num_hidden_layers", row.L},
-        {"num_attention_heads", row.H}, {"num_key_value_heads", row.G}, {"head_dim", row.d},
-        {"intermediate_size", row.I},   {"vocab_size", row.V},          {"tie_word_embeddings", row.tied}};
-    EXPECT_EQ(parse(config).num_parameters(), row.parameters) << row.name;
+    SCOPED_TRACE(row.name);
+    const Architecture a = parse_architecture(config_of(row.name), row.name);
+    EXPECT_EQ(a.family.model_type, row.family);
+    EXPECT_EQ(a.num_layers, row.L);
+    EXPECT_EQ(a.hidden_size, row.D);
+    EXPECT_EQ(a.num_heads, row.H);
+    EXPECT_EQ(a.num_kv_heads, row.G);
+    EXPECT_EQ(a.head_dim, row.d);
+    EXPECT_EQ(a.intermediate_size, row.I);
+    EXPECT_EQ(a.vocab_size, row.V);
+    EXPECT_EQ(a.rope.theta, row.theta);
+    EXPECT_EQ(a.rope.type, row.rope);
+    EXPECT_EQ(a.rms_norm_eps, row.eps);
+    EXPECT_EQ(a.tied_embeddings, row.tied);
+    EXPECT_EQ(a.num_parameters(), row.parameters);
   }
+  const std::filesystem::directory_iterator files(DMS_TEST_CONFIGS), end;
+  EXPECT_EQ(std::distance(files, end), std::ssize(rows)) << "a config without a row";
 }
 
 TEST(Architecture, TensorNamesAndShapesFollowTheFamily) {
@@ -214,23 +120,23 @@ TEST(Architecture, TensorNamesAndShapesFollowTheFamily) {
     return found;
   };
   using Shape = std::vector<int64_t>;
-  auto qwen3 = shapes(kQwen3_8B);
+  auto qwen3 = shapes(config_of("qwen3-8b"));
   EXPECT_EQ(qwen3.size(), 36u * 11 + 3);
   EXPECT_EQ(qwen3.at("model.layers.35.self_attn.q_norm.weight"), Shape{128});
   EXPECT_EQ(qwen3.at("model.layers.35.self_attn.k_norm.weight"), Shape{128});
   EXPECT_EQ(qwen3.at("model.layers.0.self_attn.k_proj.weight"), (Shape{1024, 4096}));
   EXPECT_EQ(qwen3.at("lm_head.weight"), (Shape{151936, 4096}));
-  json wide_heads = json::parse(kQwen3_8B);  // H * d = 8192, as in Qwen3-32B, is not D
+  json wide_heads = json::parse(config_of("qwen3-8b"));  // H * d = 8192, as in Qwen3-32B, is not D
   wide_heads["num_attention_heads"] = 64;
   EXPECT_EQ(shapes(wide_heads.dump()).at("model.layers.0.self_attn.q_proj.weight"), (Shape{8192, 4096}));
   EXPECT_EQ(shapes(wide_heads.dump()).at("model.layers.0.self_attn.o_proj.weight"), (Shape{4096, 8192}));
-  auto r1 = shapes(kR1DistillQwen_7B);
+  auto r1 = shapes(config_of("r1-distill-qwen-7b"));
   EXPECT_EQ(r1.size(), 28u * 12 + 3);
   EXPECT_EQ(r1.at("model.layers.27.self_attn.q_proj.bias"), Shape{3584});
   EXPECT_EQ(r1.at("model.layers.27.self_attn.k_proj.bias"), Shape{512});
   EXPECT_EQ(r1.at("model.layers.27.self_attn.v_proj.bias"), Shape{512});
   EXPECT_FALSE(r1.contains("model.layers.0.self_attn.o_proj.bias"));
-  auto smol = shapes(kSmolLM2_135M);
+  auto smol = shapes(config_of("smollm2-135m"));
   EXPECT_EQ(smol.size(), 30u * 9 + 2);
   EXPECT_FALSE(smol.contains("lm_head.weight"));
   EXPECT_EQ(smol.at("model.layers.29.mlp.down_proj.weight"), (Shape{576, 1536}));
@@ -238,7 +144,7 @@ TEST(Architecture, TensorNamesAndShapesFollowTheFamily) {
 }
 
 TEST(Architecture, DefaultsAreThoseOfTheFamily) {
-  json llama = json::parse(kSmolLM2_135M);
+  json llama = json::parse(config_of("smollm2-135m"));
   llama.erase("num_key_value_heads");
   EXPECT_EQ(parse(llama).num_kv_heads, 9);
   llama["num_key_value_heads"] = nullptr;
@@ -254,7 +160,7 @@ TEST(Architecture, DefaultsAreThoseOfTheFamily) {
   EXPECT_FALSE(smol.tied_embeddings);
   EXPECT_EQ(smol.max_positions, 0);
 
-  json qwen3 = json::parse(kQwen3_8B);
+  json qwen3 = json::parse(config_of("qwen3-8b"));
   qwen3.erase("head_dim");
   qwen3["hidden_size"] = 1024;
   qwen3["num_attention_heads"] = 64;
@@ -264,15 +170,15 @@ TEST(Architecture, DefaultsAreThoseOfTheFamily) {
   qwen3["num_key_value_heads"] = nullptr;
   EXPECT_EQ(parse(qwen3).num_kv_heads, 64);
 
-  json qwen2 = json::parse(kR1DistillQwen_7B);
+  json qwen2 = json::parse(config_of("r1-distill-qwen-7b"));
   qwen2["attention_bias"] = true;  // ignored: q, k, v are always biased, o never
   EXPECT_EQ(parse(qwen2).num_parameters(), 7'615'616'512);
 }
 
 TEST(Architecture, BothGenerationsOfRopeKeysAreRead) {
-  const json llama3 = json::parse(kLlama3_2_1B)["rope_scaling"];
+  const json llama3 = json::parse(config_of("llama-3.2-1b"))["rope_scaling"];
   const auto rope = [](const json& changes) {
-    json config = json::parse(kSmolLM2_135M);
+    json config = json::parse(config_of("smollm2-135m"));
     config.erase("rope_theta");
     config.erase("rope_scaling");
     config.update(changes);
@@ -304,10 +210,48 @@ TEST(Architecture, BothGenerationsOfRopeKeysAreRead) {
   EXPECT_EQ(rope({{"rope_scaling", {{"type", "default"}}}, {"rope_theta", 5}}).type, RopeType::plain);
 }
 
+TEST(Architecture, YarnIsResolvedAsTheReferenceDoes) {
+  const auto rope = [](json scaling, const json& changes = json::object()) {
+    json config = json::parse(config_of("qwen3-8b"));
+    scaling["rope_type"] = "yarn";
+    config["rope_scaling"] = scaling;
+    config.update(changes);
+    return parse(config).rope;
+  };
+  // As the Qwen3 model cards tell users to extend the context.
+  const RopeScaling qwen = rope({{"factor", 4.0}, {"original_max_position_embeddings", 32768}});
+  EXPECT_EQ(qwen.type, RopeType::yarn);
+  EXPECT_EQ(qwen.theta, 1e6);
+  EXPECT_EQ(qwen.factor, 4);
+  EXPECT_EQ(qwen.original_max_position, 32768);
+  EXPECT_DOUBLE_EQ(qwen.attention_factor, 0.1 * std::log(4.0) + 1.0);
+  EXPECT_EQ(qwen.beta_fast, 32);
+  EXPECT_EQ(qwen.beta_slow, 1);
+  EXPECT_TRUE(qwen.truncate);
+
+  EXPECT_EQ(rope({{"factor", 4.0}}).original_max_position, 40960);  // max_position_embeddings stands in
+  EXPECT_EQ(rope({{"factor", 4.0}, {"original_max_position_embeddings", 1}}, {{"original_max_position_embeddings", 7}})
+                .original_max_position,
+            7);  // a key of the model itself wins
+  EXPECT_EQ(rope({{"factor", nullptr}, {"original_max_position_embeddings", 8192}}).factor, 5);  // 40960 / 8192
+  EXPECT_EQ(rope({{"factor", 1.0}}).attention_factor, 1.0);
+  EXPECT_EQ(
+      rope({{"factor", 4.0}, {"attention_factor", 0.7}, {"mscale", 1.0}, {"mscale_all_dim", 2.0}}).attention_factor,
+      0.7);
+  EXPECT_DOUBLE_EQ(rope({{"factor", 4.0}, {"mscale", 0.707}, {"mscale_all_dim", 1.4}}).attention_factor,
+                   (0.0707 * std::log(4.0) + 1.0) / (0.14 * std::log(4.0) + 1.0));
+  EXPECT_DOUBLE_EQ(rope({{"factor", 4.0}, {"mscale", 0.707}, {"mscale_all_dim", 0}}).attention_factor,
+                   0.1 * std::log(4.0) + 1.0);  // one without the other counts for nothing
+  const RopeScaling betas = rope({{"factor", 4.0}, {"beta_fast", 16}, {"beta_slow", 2.0}, {"truncate", false}});
+  EXPECT_EQ(betas.beta_fast, 16);
+  EXPECT_EQ(betas.beta_slow, 2);
+  EXPECT_FALSE(betas.truncate);
+}
+
 TEST(Architecture, ConfigsThatCannotBeComputedAreRefusedByName) {
-  const json base = json::parse(kSmolLM2_135M);
-  const json qwen3 = json::parse(kQwen3_8B);
-  const json llama3 = json::parse(kLlama3_2_1B);
+  const json base = json::parse(config_of("smollm2-135m"));
+  const json qwen3 = json::parse(config_of("qwen3-8b"));
+  const json llama3 = json::parse(config_of("llama-3.2-1b"));
   const auto with = [](json config, const char* key, const json& value) {
     if (value == json("(erase)")) {
       config.erase(key);
@@ -375,16 +319,24 @@ TEST(Architecture, ConfigsThatCannotBeComputedAreRefusedByName) {
       {with(base, "rope_theta", "1e5"), "'rope_theta' is \"1e5\""},
       {with(base, "rope_scaling", 3), "'rope_scaling' is 3\n  expected an object or null"},
       {with_rope("rope_type", "(erase)"), "the key 'rope_scaling.rope_type' is missing"},
-      {with_rope("rope_type", "yarn"), "'rope_scaling.rope_type' is 'yarn'\n  supported: default, llama3"},
-      {with_rope("rope_type", "linear"), "'rope_scaling.rope_type' is 'linear'"},
-      {with_rope("rope_type", "dynamic"), "'rope_scaling.rope_type' is 'dynamic'"},
+      {with_rope("rope_type", "dynamic"),
+       "'rope_scaling.rope_type' is 'dynamic'\n  supported: default, linear, llama3, yarn"},
       {with_rope("rope_type", "longrope"), "'rope_scaling.rope_type' is 'longrope'"},
       {with_rope("factor", "(erase)"), "the key 'rope_scaling.factor' is missing"},
       {with_rope("factor", 0.5), "'rope_scaling.factor' is 0.5\n  expected a number of at least 1"},
       {with_rope("high_freq_factor", 1.0), "'rope_scaling.high_freq_factor' is 1.0\n  expected more than"},
-      {with_rope("original_max_position_embeddings", "(erase)"),
+      {with(with_rope("original_max_position_embeddings", "(erase)"), "max_position_embeddings", nullptr),
        "the key 'rope_scaling.original_max_position_embeddings' is missing"},
-      {with(base, "rope_parameters", {{"rope_type", "yarn"}}), "'rope_parameters.rope_type' is 'yarn'"},
+      {with_rope("original_max_position_embeddings", 0), "'rope_scaling.original_max_position_embeddings' is 0"},
+      {with(base, "rope_scaling", {{"type", "linear"}}), "the key 'rope_scaling.factor' is missing"},
+      {with(base, "rope_scaling", {{"type", "linear"}, {"factor", nullptr}}), "'rope_scaling.factor' is null"},
+      {with(base, "rope_parameters", {{"rope_type", "yarn"}}), "the key 'rope_parameters.factor' is missing"},
+      {with(base, "rope_scaling", {{"type", "yarn"}, {"factor", 2.0}, {"beta_fast", 0.5}}),
+       "yarn's beta_fast is less than its beta_slow"},
+      {with(base, "rope_scaling", {{"type", "yarn"}, {"factor", 2.0}, {"attention_factor", -1.0}}),
+       "'rope_scaling.attention_factor' is -1.0"},
+      {with(base, "rope_scaling", {{"type", "yarn"}, {"factor", 2.0}, {"truncate", "no"}}),
+       "'rope_scaling.truncate' is \"no\""},
       {with(base, "rope_parameters", {{"full_attention", {{"rope_type", "default"}}}}),
        "'rope_parameters.full_attention' is {"},
   };

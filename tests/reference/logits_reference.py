@@ -1,9 +1,10 @@
-"""The network computes what transformers computes: logits in float32 of the sample model and of tiny random models of
-every family.
+"""The network computes what transformers computes: logits in float32 of the sample model, of tiny random models with the
+structure of every target model, of every RoPE scaling, and of one model in every form of storage.
 
     logits_reference.py PATH_TO_LOGITS_SAMPLE MODEL_DIR
 """
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM,
                           Qwen3Config, Qwen3ForCausalLM)
+
+import target_models
+from target_models import randomise_what_starts_constant
 
 SAMPLE = MODEL = None
 
@@ -42,14 +46,16 @@ def tiny_models():
     yield "qwen3", Qwen3ForCausalLM(Qwen3Config(**TINY, head_dim=16))
 
 
-def randomise_what_starts_constant(model):
-    """Norm weights start at 1 and biases at 0: a reader that lost them would agree by luck."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            elif name.endswith("bias"):
-                parameter.copy_(torch.randn_like(parameter) * 0.5)
+# Head dimension 32, so that yarn's ramp has channels on both sides and between.
+YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=512)
+ROPES = {
+    "linear": dict(rope_type="linear", rope_theta=10000.0, factor=2.5),
+    "yarn": YARN,
+    "yarn with an attention factor": {**YARN, "attention_factor": 0.8, "beta_fast": 16.0, "beta_slow": 2.0},
+    "yarn with mscale": {**YARN, "mscale": 0.707, "mscale_all_dim": 1.2, "truncate": False},
+    "yarn of half an mscale": {**YARN, "mscale": 0.707, "mscale_all_dim": 0},
+    "llama3": {**LLAMA3, "rope_theta": 500.0},
+}
 
 
 class LogitsAgree(unittest.TestCase):
@@ -83,15 +89,78 @@ class LogitsAgree(unittest.TestCase):
         self.assertGreater(max(map(len, ids)), 200)
         self.assertLessEqual(self.largest_difference(MODEL, ids), 2e-4)
 
+    def compare_tiny(self, model_dir, vocabulary):
+        torch.manual_seed(0)
+        ids = [torch.randint(0, vocabulary, (length,)).tolist() for length in (1, 17, 150)]
+        self.assertLessEqual(self.largest_difference(model_dir, ids), 1e-4)
+
     def test_tiny_models_of_every_family(self):
         torch.manual_seed(0)
-        ids = [torch.randint(0, TINY["vocab_size"], (length,)).tolist() for length in (1, 17, 150)]
         for name, model in tiny_models():
             with self.subTest(name):
                 randomise_what_starts_constant(model)
-                model_dir = self.dir / "model"
-                model.save_pretrained(model_dir)
-                self.assertLessEqual(self.largest_difference(model_dir, ids), 1e-4)
+                model.save_pretrained(self.dir / "model")
+                self.compare_tiny(self.dir / "model", TINY["vocab_size"])
+
+    def test_the_structure_of_every_target_model(self):
+        self.assertGreaterEqual(len(target_models.NAMES), 15)
+        groups = set()
+        for name in target_models.NAMES:
+            with self.subTest(name):
+                torch.manual_seed(1)
+                print(name, end=" ")
+                target_models.make_target(name, self.dir / name)
+                config = target_models.tiny_config(name)
+                groups.add(config["num_attention_heads"] // config["num_key_value_heads"])
+                self.compare_tiny(self.dir / name, target_models.VOCABULARY)
+        self.assertEqual(groups, {2, 3, 4, 5, 6, 7, 8})
+
+    def test_every_rope_scaling_in_both_generations_of_keys(self):
+        for name, rope in ROPES.items():
+            torch.manual_seed(0)
+            model = LlamaForCausalLM(LlamaConfig(**{**TINY, "max_position_embeddings": 2048}, head_dim=32,
+                                                 rope_parameters=dict(rope)))
+            model.save_pretrained(self.dir / "model")
+            config_file = self.dir / "model" / "config.json"
+            with self.subTest(name, keys="rope_parameters"):
+                print(name, end=" ")
+                self.compare_tiny(self.dir / "model", TINY["vocab_size"])
+            config = json.loads(config_file.read_text())
+            parameters = config.pop("rope_parameters")
+            config["rope_theta"] = parameters.pop("rope_theta")
+            if name == "yarn":  # the older name of the key
+                parameters["type"] = parameters.pop("rope_type")
+            config_file.write_text(json.dumps(config | {"rope_scaling": parameters}))
+            with self.subTest(name, keys="rope_scaling"):
+                print(name, end=" ")
+                self.compare_tiny(self.dir / "model", TINY["vocab_size"])
+
+    def test_every_form_of_storage(self):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            torch.manual_seed(0)
+            model = Qwen2ForCausalLM(Qwen2Config(**TINY)).to(dtype)
+            randomise_what_starts_constant(model)
+            for sharded in (False, True):
+                with self.subTest(dtype, sharded=sharded):
+                    path = self.dir / f"{dtype}-{sharded}"
+                    model.save_pretrained(path, max_shard_size="20KB" if sharded else "1GB")
+                    if sharded:
+                        rename_shards(path)
+                    self.compare_tiny(path, TINY["vocab_size"])
+
+
+def rename_shards(path):
+    """Names that nobody could guess: the index alone says what they are."""
+    index_file = path / "model.safetensors.index.json"
+    index = json.loads(index_file.read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert len(shards) > 2, "one shard would prove nothing"
+    names = {shard: f"weights of {i} (final)-{len(shards):06d}.safetensors" for i, shard in enumerate(shards)}
+    names[shards[0]] = f"model-00001-of-{len(shards):06d}.safetensors"  # as DeepSeek counts
+    for old, new in names.items():
+        (path / old).rename(path / new)
+    index["weight_map"] = {tensor: names[shard] for tensor, shard in index["weight_map"].items()}
+    index_file.write_text(json.dumps(index))
 
 
 if __name__ == "__main__":

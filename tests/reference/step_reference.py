@@ -22,6 +22,7 @@ import unittest
 import exported_model
 import h5py
 import numpy as np
+import target_models
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -126,6 +127,10 @@ VARIANTS = {
     "neuron-documents": ("llama", {"adapter.kind": "neuron", "adapter.rank": 2, "eviction.decision_shift": 0,
                                    "data.attend_across_documents": False}),
 }  # fmt: skip
+
+
+# The structure of every target model, by the name of its config.
+TARGETS = {f"target-{name}": (name, {"trainer.global_batch": 1, "trainer.steps": 1}) for name in target_models.NAMES}
 
 
 class Run:
@@ -272,7 +277,10 @@ def relative_error(actual, expected):
 def tiny_model(family):
     path = os.path.join(exported_model.TEMPORARY, f"base-{family}")
     torch.manual_seed(1)
-    exported_model.make_base(family, path)
+    if family in target_models.NAMES:
+        target_models.make_target(family, path)
+    else:
+        exported_model.make_base(family, path)
     return path
 
 
@@ -286,7 +294,7 @@ def tiny_token_file(masked):
 
 @functools.cache
 def tiny_run(name):
-    family, changes = VARIANTS[name]
+    family, changes = (VARIANTS | TARGETS)[name]
     return Run(name, tiny_model(family), tiny_token_file(masked=True), changes)
 
 
@@ -336,6 +344,11 @@ class StepAgainstAutograd(unittest.TestCase):
             with self.subTest(name):
                 for step in range(2):
                     self.assert_step_agrees(tiny_run(name), step)
+
+    def test_the_structure_of_every_target_model(self):
+        for name in TARGETS:
+            with self.subTest(name):
+                self.assert_step_agrees(tiny_run(name), 0)
 
     def test_a_small_difference_in_the_rule_is_noticed(self):
         wrong = {

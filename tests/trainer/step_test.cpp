@@ -217,6 +217,33 @@ TEST_F(TrainingStepTest, IsTheDefinitionWithinDocumentsAndLossMasks) {
   }
 }
 
+// Sequences are packed with documents end to end.  What a document loses and how it is trained may not depend on a
+// single token of its neighbours, unless the recipe lets attention cross.
+TEST_F(TrainingStepTest, NoAttentionCrossesDocuments) {
+  constexpr size_t kBegin = 15, kEnd = 36;
+  options_.compression.loss_weight = 0.0;  // the eviction rate is one of all documents together
+  std::vector<Sample> samples = batch(1), changed = batch(1);
+  for (Sample* sample : {&samples[0], &changed[0]}) {
+    sample->document_offsets = {0, kBegin, kEnd, kTokens};
+    for (size_t t = 0; t < sample->loss_mask.size(); ++t) sample->loss_mask[t] = t >= kBegin && t < kEnd ? 1 : 0;
+  }
+  for (size_t t = 0; t < changed[0].tokens.size(); ++t) {
+    if (t < kBegin || t >= kEnd) changed[0].tokens[t] = samples[0].tokens[t] == 0 ? 1 : 0;
+  }
+  for (const AdapterOptions& adapter_options : adapters()) {
+    const auto adapter = make(adapter_options);
+    options_.attend_across_documents = false;
+    const StepResult before = run(*adapter, samples), after = run(*adapter, changed);
+    EXPECT_GT(before.kl, 0.0);
+    EXPECT_EQ(before.kl, after.kl);
+    for (size_t p = 0; p < before.gradients.size(); ++p) {
+      EXPECT_TRUE(is_bit_equal(before.gradients[p], after.gradients[p]));
+    }
+    options_.attend_across_documents = true;
+    EXPECT_NE(run(*adapter, samples).kl, run(*adapter, changed).kl) << "tokens that nobody would miss prove nothing";
+  }
+}
+
 TEST_F(TrainingStepTest, IsTheDefinitionForReverseKlTemperatureAndTruncation) {
   options_.distillation = {KlDirection::reverse, 2.0};
   expect_dense(adapters()[0], batch(1));
