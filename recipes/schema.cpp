@@ -258,7 +258,8 @@ class ParseVisitor : public Schema {
         continue;
       }
       const std::string path = dotted(key->text);
-      const auto first = std::find_if(seen.begin(), seen.end(), [&](const auto& s) { return s.first == key->text; });
+      const auto first =
+          std::find_if(seen.begin(), seen.end(), [&name = key->text](const auto& s) { return s.first == name; });
       if (first != seen.end()) {
         report_at(*key, "'" + path + "' is given twice",
                   {"first given at line " + std::to_string(first->second) + ": remove one"});

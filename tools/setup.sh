@@ -2,6 +2,7 @@
 # Installs what is missing to build and run, and says what it does.  With everything there it takes under a second.
 #   tools/setup.sh               compiler, libraries, LibTorch, and what the sample model's import needs
 #   tools/setup.sh --reference   also the Python libraries that the reference tests compare with (5 GB with CUDA's)
+#   tools/setup.sh --fuzz        also clang with its sanitizers, for tests/fuzz/run.sh
 #
 # Debian or Ubuntu packages are installed with apt as root or through passwordless sudo; without either they are
 # unpacked into the per-user cache (tools/environment.sh points there).  A compiler, git and Python must then be there.
@@ -21,10 +22,12 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$repository/tools/environment.sh"
 
 reference=no
+fuzz=no
 case "${1:-}" in
   "") ;;
   --reference) reference=yes ;;
-  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
+  --fuzz) fuzz=yes ;;
+  *) sed -n '2,14s/^# \{0,1\}//p' "$0"; [ "$1" = --help ] && exit 0 || exit 2 ;;
 esac
 
 say() { echo "setup: $*"; }
@@ -52,8 +55,13 @@ nlohmann-json3-dev header nlohmann/json.hpp
 libpcre2-dev header pcre2.h
 libutf8proc-dev header utf8proc.h
 libssl-dev header openssl/evp.h
+zlib1g-dev header zlib.h
 libprotozero-dev header protozero/pbf_builder.hpp
 TABLE
+  if [ "$fuzz" = yes ]; then
+    echo "clang command clang++"
+    echo "libclang-rt-dev glob /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a"
+  fi
 }
 
 is_there() {
@@ -61,6 +69,7 @@ is_there() {
   case "$1" in
     command) command -v "$2" >/dev/null ;;
     module) python3 -c "import $2" 2>/dev/null ;;
+    glob) compgen -G "$2" >/dev/null ;;
     header)
       for directory in /usr/include /usr/local/include "$DMS_PREFIX/usr/include"; do
         [ -e "$directory/$2" ] && return 0

@@ -2,7 +2,7 @@
 add_library(dms_settings INTERFACE)
 target_include_directories(dms_settings INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(dms_settings INTERFACE -Wall -Wextra -Wno-unused-parameter
-  -Wno-restrict)  # GCC 12 raises it falsely for std::string concatenation (GCC bug 105651)
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)  # GCC 12 raises it falsely for std::string concatenation (GCC bug 105651)
 if(DMS_WERROR)
   target_compile_options(dms_settings INTERFACE -Werror)
 endif()
@@ -11,6 +11,9 @@ if(DMS_SANITIZE)
   target_compile_options(dms_settings INTERFACE -fsanitize=address,undefined -fno-sanitize=vptr
                                                 -fno-omit-frame-pointer)
   target_link_options(dms_settings INTERFACE -fsanitize=address,undefined -fno-sanitize=vptr)
+  if(DMS_FUZZ)
+    target_compile_options(dms_settings INTERFACE -fsanitize=fuzzer-no-link)
+  endif()
 endif()
 
 find_program(DMS_CCACHE ccache)
@@ -18,7 +21,7 @@ if(DMS_CCACHE)
   # Precompiled headers are cached only with these two allowances (ccache manual, "Precompiled headers").
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
       CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${DMS_CCACHE})
-  target_compile_options(dms_settings INTERFACE -fpch-preprocess)
+  target_compile_options(dms_settings INTERFACE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
 endif()
 find_program(DMS_MOLD mold)
 if(DMS_MOLD)
