@@ -28,6 +28,8 @@ constexpr auto kReportEvery = std::chrono::milliseconds(100);
 
 struct Plan {
   std::vector<TextSource> sources;
+  std::shared_ptr<const ChatTemplate> chat;  // nullptr: no source has conversations
+  bool has_loss_mask = false;
   std::vector<std::vector<TextSlice>> units;
   uint64_t total_bytes = 0;
   std::string options_json;
@@ -54,6 +56,7 @@ Plan make_plan(const PrepareOptions& options, const Tokenizer& tokenizer, const 
   const uint64_t unit_bytes = std::max(kSmallestUnitBytes, plan.total_bytes / kMostUnits);
   PrepareProgress progress{PrepareProgress::Phase::kReading, 0, plan.total_bytes, 0};
   nlohmann::json sources = nlohmann::json::array();
+  bool has_conversations = false;
   for (size_t i = 0; i < plan.sources.size(); ++i) {
     TextSource& source = plan.sources[i];
     const auto on_bytes = [&](uint64_t count) {
@@ -61,18 +64,32 @@ Plan make_plan(const PrepareOptions& options, const Tokenizer& tokenizer, const 
       on_progress(progress);
       if (stop_requested()) throw_interrupted(options);
     };
-    for (const TextSlice& slice : scan(source, static_cast<uint32_t>(i), unit_bytes, on_bytes)) {
+    for (const TextSlice& slice : scan(source, static_cast<uint32_t>(i), unit_bytes, options.records, on_bytes)) {
       if (plan.units.empty() || num_bytes(plan.units.back()) >= unit_bytes) plan.units.emplace_back();
       plan.units.back().push_back(slice);
     }
-    sources.push_back({source.name, source.is_jsonl, source.size_bytes, source.sha256});
+    sources.push_back({source.name, source.format, source.is_gzip, source.size_bytes, source.sha256});
+    has_conversations = has_conversations || (source.kind && *source.kind != RecordKind::text);
   }
-  const nlohmann::json resolved = {
-      {"append_eos", options.append_eos}, {"min_tokens", options.min_tokens}, {"add_special_tokens", true}};
+  nlohmann::json resolved = {{"append_eos", options.append_eos},
+                             {"min_tokens", options.min_tokens},
+                             {"add_special_tokens", true},
+                             {"text_field", options.records.text_field},
+                             {"skip_bad_records", options.max_bad_records}};
+  if (has_conversations) {
+    plan.chat = ChatTemplate::load(options.tokenizer_dir, options.chat);
+    plan.has_loss_mask = options.loss_on == LossOn::assistant;
+    resolved["template"] = plan.chat->name();
+    resolved["template_sha256"] = plan.chat->sha256();
+    resolved["date_string"] = options.chat.date_string;
+    resolved["loss_on"] = plan.has_loss_mask ? "assistant" : "all";
+    resolved["solutions"] = options.records.solutions;
+    resolved["allow_tools"] = options.records.allow_tools;
+  }
   plan.options_json = resolved.dump();
   // Whatever changes the parts stands here; the number says by which rules of this program they were made.
   plan.fingerprint = sha256_hex(nlohmann::json{
-      {"rules", 1},
+      {"rules", 2},
       {"options", resolved},
       {"tokenizer", tokenizer.sha256()},
       {"eos", tokenizer.eos_id()},
@@ -82,12 +99,61 @@ Plan make_plan(const PrepareOptions& options, const Tokenizer& tokenizer, const 
   return plan;
 }
 
-std::vector<int32_t> encode_document(const Tokenizer& tokenizer, std::string_view text) {
-  std::vector<int32_t> ids = tokenizer.encode(text, true);
+struct EncodedDocument {
+  std::vector<int32_t> ids;
+  std::vector<uint8_t> loss_mask;  // empty unless the plan has masks
+  bool was_repaired = false, was_altered = false;
+};
+
+EncodedDocument encode_text(const Tokenizer& tokenizer, std::string_view text, bool with_mask) {
+  EncodedDocument document;
+  if (text.empty()) return document;
+  document.ids = tokenizer.encode(text, true);
   // Text made by a chat template begins with BOS already; the model has never seen two.
   const int32_t bos = tokenizer.bos_id();
-  if (bos >= 0 && ids.size() >= 2 && ids[0] == bos && ids[1] == bos) ids.erase(ids.begin());
-  return ids;
+  if (bos >= 0 && document.ids.size() >= 2 && document.ids[0] == bos && document.ids[1] == bos) {
+    document.ids.erase(document.ids.begin());
+  }
+  if (with_mask) document.loss_mask.assign(document.ids.size(), 1);
+  document.was_repaired = !is_valid_utf8(text);
+  return document;
+}
+
+// The template's text says itself where BOS stands, so none is added.  A position counts when the token after it holds
+// something that the assistant wrote.
+EncodedDocument encode_conversation(const Tokenizer& tokenizer, const ChatTemplate& chat,
+                                    const Conversation& conversation, bool with_mask, const std::string& where) {
+  RenderedChat rendered;
+  try {
+    rendered = chat.render(conversation, false);
+  } catch (const UserError& error) {
+    throw UserError(where, error.problem(), error.details());
+  }
+  if (with_mask && !rendered.knows_assistant) {
+    throw UserError(where,
+                    "the model's chat template rewrites earlier turns, so it cannot be told what the assistant wrote",
+                    {"train on all of the text with --loss-on all, or mark it in the template by {% generation %}"});
+  }
+  Encoding encoding = tokenizer.encode_with_ends(rendered.text);
+  EncodedDocument document;
+  for (const ChatMessage& message : conversation) {
+    const size_t begin = message.content.find_first_not_of(" \t\n\r"),
+                 end = message.content.find_last_not_of(" \t\n\r");
+    if (message.role != "assistant" || begin == std::string::npos) continue;
+    document.was_altered =
+        document.was_altered || rendered.text.find(message.content.substr(begin, end - begin + 1)) == std::string::npos;
+  }
+  if (with_mask) {
+    document.loss_mask.assign(encoding.ids.size(), 0);
+    auto span = rendered.assistant.begin();
+    for (size_t i = 1; i < encoding.ids.size(); ++i) {
+      while (span != rendered.assistant.end() && span->end <= encoding.ends[i - 1]) ++span;
+      const bool is_target = span != rendered.assistant.end() && encoding.ends[i] > span->begin;
+      document.loss_mask[i - 1] = is_target ? 1 : 0;
+    }
+  }
+  document.ids = std::move(encoding.ids);
+  return document;
 }
 
 TokenPart tokenize_unit(const PrepareOptions& options, const Tokenizer& tokenizer, const Plan& plan,
@@ -96,24 +162,44 @@ TokenPart tokenize_unit(const PrepareOptions& options, const Tokenizer& tokenize
   TokenPart part;
   for (const TextSlice& slice : unit) {
     const TextSource& source = plan.sources[slice.source];
+    const uint64_t slice_bytes = slice.end - slice.begin;
     uint64_t reported_bytes = 0;
-    for_each_document(source, slice, [&](std::string_view text, uint64_t line) {
-      if (should_stop()) throw StopRequest();
-      std::vector<int32_t> ids;
-      if (!text.empty()) ids = encode_document(tokenizer, text);
-      if (static_cast<int64_t>(ids.size()) < std::max<int64_t>(1, options.min_tokens)) {
+    const auto add = [&](const Document& document, uint64_t line) {
+      const std::string where = source.path + ":" + std::to_string(line);
+      EncodedDocument encoded =
+          document.conversation.empty()
+              ? encode_text(tokenizer, document.text, plan.has_loss_mask)
+              : encode_conversation(tokenizer, *plan.chat, document.conversation, plan.has_loss_mask, where);
+      if (static_cast<int64_t>(encoded.ids.size()) < std::max<int64_t>(1, options.min_tokens)) {
         ++part.num_short_documents;
-      } else {
-        if (!is_valid_utf8(text)) ++part.num_repaired_documents;
-        if (options.append_eos && ids.back() != tokenizer.eos_id()) ids.push_back(tokenizer.eos_id());
-        part.documents.push_back({ids.size(), slice.source, line});
-        part.tokens.insert(part.tokens.end(), ids.begin(), ids.end());
+        return;
       }
-      const uint64_t count = std::min<uint64_t>(text.size(), slice.end - slice.begin - reported_bytes);
-      reported_bytes += count;
-      on_bytes(count);
-    });
-    on_bytes(slice.end - slice.begin - reported_bytes);  // what is not text: keys, quotes, blank lines
+      if (encoded.was_repaired) ++part.num_repaired_documents;
+      if (encoded.was_altered) ++part.num_altered_documents;
+      if (options.append_eos && encoded.ids.back() != tokenizer.eos_id()) {
+        encoded.ids.push_back(tokenizer.eos_id());
+        if (plan.has_loss_mask) encoded.loss_mask.push_back(0);
+      }
+      part.documents.push_back({encoded.ids.size(), slice.source, line});
+      part.tokens.insert(part.tokens.end(), encoded.ids.begin(), encoded.ids.end());
+      part.loss_mask.insert(part.loss_mask.end(), encoded.loss_mask.begin(), encoded.loss_mask.end());
+    };
+    for_each_record(
+        source, slice, options.records,
+        [&](const std::vector<Document>& documents, uint64_t line) {
+          if (should_stop()) throw StopRequest();
+          if (documents.empty()) ++part.num_empty_records;
+          for (const Document& document : documents) {
+            add(document, line);
+            const uint64_t count = std::min<uint64_t>(document.text.size(), slice_bytes - reported_bytes);
+            reported_bytes += count;
+            on_bytes(count);
+          }
+        },
+        [&](const UserError& error) {
+          if (++part.num_bad_records > options.max_bad_records) throw error;
+        });
+    on_bytes(slice_bytes - reported_bytes);  // what is not text: keys, quotes, blank lines
   }
   return part;
 }
@@ -222,6 +308,12 @@ PrepareResult write_token_file(const PrepareOptions& options, const Tokenizer& t
   info.eos_token_id = tokenizer.eos_id();
   info.pad_token_id = tokenizer.pad_id();
   info.options_json = plan.options_json;
+  if (plan.chat != nullptr) {
+    info.template_name = plan.chat->name();
+    info.chat_template_sha256 = plan.chat->sha256();
+    info.date_string = options.chat.date_string;
+  }
+  info.has_loss_mask = plan.has_loss_mask;
   for (const TextSource& source : plan.sources) info.sources.push_back({source.name, source.sha256, source.size_bytes});
 
   TokenFileWriter writer(options.out, std::move(info));
@@ -234,11 +326,21 @@ PrepareResult write_token_file(const PrepareOptions& options, const Tokenizer& t
     size_t begin = 0;
     for (const TokenPart::Document& document : part->documents) {
       writer.add_document(std::span(part->tokens).subspan(begin, document.num_tokens),
-                          static_cast<uint32_t>(document.source), document.line);
+                          static_cast<uint32_t>(document.source), document.line,
+                          plan.has_loss_mask ? std::span(part->loss_mask).subspan(begin, document.num_tokens)
+                                             : std::span<const uint8_t>());
       begin += document.num_tokens;
     }
     result.num_short_documents += static_cast<int64_t>(part->num_short_documents);
     result.num_repaired_documents += static_cast<int64_t>(part->num_repaired_documents);
+    result.num_altered_documents += static_cast<int64_t>(part->num_altered_documents);
+    result.num_empty_records += static_cast<int64_t>(part->num_empty_records);
+    result.num_bad_records += static_cast<int64_t>(part->num_bad_records);
+    if (result.num_bad_records > static_cast<int64_t>(options.max_bad_records)) {
+      throw UserError("--skip-bad-records",
+                      "more records than " + std::to_string(options.max_bad_records) + " are not what they should be",
+                      {"run it without the option to see the first one"});
+    }
     progress.done_bytes += num_bytes(plan.units[unit]);
     on_progress(progress);
     if (stop_requested()) throw_interrupted(options);
@@ -248,6 +350,10 @@ PrepareResult write_token_file(const PrepareOptions& options, const Tokenizer& t
   result.num_documents = writer.num_documents();
   result.num_tokens = writer.num_tokens();
   result.num_units = static_cast<int64_t>(plan.units.size());
+  if (plan.chat != nullptr) result.chat_template = plan.chat->name();
+  for (const TextSource& source : plan.sources) {
+    if (source.kind) result.kinds.push_back(source.name + ": " + name_of(*source.kind));
+  }
   return result;
 }
 

@@ -8,7 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "data/chat_template.h"
+#include "data/records.h"
+
 namespace dms {
+
+// Which positions of a conversation count in the loss: those that predict what the assistant wrote, or all.
+enum class LossOn { assistant, all };
 
 struct PrepareOptions {
   std::string tokenizer_dir;
@@ -18,6 +24,10 @@ struct PrepareOptions {
   bool append_eos = false;
   int64_t min_tokens = 1;  // shorter documents are left out (their EOS not counted)
   bool force = false;      // replace an existing `out`
+  RecordOptions records;
+  ChatOptions chat;
+  LossOn loss_on = LossOn::assistant;
+  uint64_t max_bad_records = 0;  // so many records may be left out because they are not what they should be
   std::string created_by;
 };
 
@@ -35,6 +45,11 @@ struct PrepareResult {
   int64_t num_tokens = 0;
   int64_t num_short_documents = 0;
   int64_t num_repaired_documents = 0;  // invalid UTF-8 became U+FFFD
+  int64_t num_altered_documents = 0;   // the chat template leaves out some of what the assistant wrote
+  int64_t num_empty_records = 0;       // none of their solutions was verified
+  int64_t num_bad_records = 0;
+  std::string chat_template;       // its name; empty: no conversation among the inputs
+  std::vector<std::string> kinds;  // "NAME: text", for each input with records
   int64_t num_units = 0;
   int64_t num_resumed_units = 0;
 };

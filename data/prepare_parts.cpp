@@ -19,11 +19,12 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "parts hold little-endian integers");
 
-constexpr std::string_view kMagic = "dmspart1";
+constexpr std::string_view kMagic = "dmspart2";
 constexpr size_t kHashBytes = 64;
 
 struct PartHeader {  // after the magic and the fingerprint
-  uint64_t unit, num_documents, num_tokens, num_short_documents, num_repaired_documents;
+  uint64_t unit, num_documents, num_tokens, num_mask_bytes;
+  uint64_t num_short_documents, num_repaired_documents, num_altered_documents, num_empty_records, num_bad_records;
 };
 
 template <typename T>
@@ -64,13 +65,21 @@ std::string PartsDirectory::part_path(uint64_t unit) const {
 }
 
 void PartsDirectory::write(uint64_t unit, const TokenPart& part) const {
-  const PartHeader header = {unit, part.documents.size(), part.tokens.size(), part.num_short_documents,
-                             part.num_repaired_documents};
+  const PartHeader header = {unit,
+                             part.documents.size(),
+                             part.tokens.size(),
+                             part.loss_mask.size(),
+                             part.num_short_documents,
+                             part.num_repaired_documents,
+                             part.num_altered_documents,
+                             part.num_empty_records,
+                             part.num_bad_records};
   StagedFile file(part_path(unit));
   Sha256 hash;
   for (const std::string_view bytes :
        {kMagic, std::string_view(fingerprint_), bytes_of(&header, 1),
-        bytes_of(part.documents.data(), part.documents.size()), bytes_of(part.tokens.data(), part.tokens.size())}) {
+        bytes_of(part.documents.data(), part.documents.size()), bytes_of(part.tokens.data(), part.tokens.size()),
+        bytes_of(part.loss_mask.data(), part.loss_mask.size())}) {
     hash.update(bytes);
     file.write(bytes);
   }
@@ -95,9 +104,15 @@ std::optional<TokenPart> PartsDirectory::read(uint64_t unit) const {
   part.tokens.resize(header.num_tokens);
   part.num_short_documents = header.num_short_documents;
   part.num_repaired_documents = header.num_repaired_documents;
+  part.num_altered_documents = header.num_altered_documents;
+  part.num_empty_records = header.num_empty_records;
+  part.num_bad_records = header.num_bad_records;
+  part.loss_mask.resize(header.num_mask_bytes);
   const size_t document_bytes = header.num_documents * sizeof(TokenPart::Document);
   std::memcpy(part.documents.data(), bytes.data() + body_begin, document_bytes);
-  std::memcpy(part.tokens.data(), bytes.data() + body_begin + document_bytes, header.num_tokens * sizeof(uint32_t));
+  const size_t token_bytes = header.num_tokens * sizeof(uint32_t);
+  std::memcpy(part.tokens.data(), bytes.data() + body_begin + document_bytes, token_bytes);
+  std::memcpy(part.loss_mask.data(), bytes.data() + body_begin + document_bytes + token_bytes, header.num_mask_bytes);
   return part;
 }
 

@@ -17,8 +17,12 @@ struct TokenPart {
   };
   std::vector<Document> documents;
   std::vector<uint32_t> tokens;         // of all documents, end to end
+  std::vector<uint8_t> loss_mask;       // one a token, or empty when the plan has no masks
   uint64_t num_short_documents = 0;     // left out
   uint64_t num_repaired_documents = 0;  // had invalid UTF-8
+  uint64_t num_altered_documents = 0;   // the chat template leaves out some of what the assistant wrote
+  uint64_t num_empty_records = 0;       // none of their solutions was chosen
+  uint64_t num_bad_records = 0;         // left out by --skip-bad-records
 };
 
 class PartsDirectory {

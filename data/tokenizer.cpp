@@ -54,6 +54,26 @@ class JsonTokenizer : public Tokenizer {
     return ids;
   }
 
+  Encoding encode_with_ends(std::string_view text) const override {
+    Encoding encoding;
+    size_t part_begin = 0;
+    for (const TextPart& part : raw_finder_.split(text)) {
+      const size_t part_end = part_begin + part.text.size();
+      if (part.id >= 0) {
+        encoding.ids.push_back(part.id);
+        encoding.ends.push_back(part_end);
+      } else if (description_.nfc) {
+        std::vector<size_t> raw_ends;
+        const std::string normalized = nfc(part.text, raw_ends);
+        encode_normalized(normalized, encoding, [&](size_t end) { return part_begin + raw_ends[end]; });
+      } else {
+        encode_normalized(part.text, encoding, [&](size_t end) { return part_begin + end; });
+      }
+      part_begin = part_end;
+    }
+    return encoding;
+  }
+
   std::string decode(const std::vector<int32_t>& ids, bool skip_special_tokens) const override {
     std::string bytes;
     for (const int32_t id : ids) {
@@ -111,6 +131,30 @@ class JsonTokenizer : public Tokenizer {
         continue;
       }
       for (const std::string_view piece : splitter_.split(part.text)) encoder_.encode(piece, ids);
+    }
+  }
+
+  // `place` turns an end in the normalised text into one in the text that was given.
+  template <typename Place>
+  void encode_normalized(std::string_view text, Encoding& encoding, const Place& place) const {
+    for (const TextPart& part : normalized_finder_.split(text)) {
+      size_t begin = static_cast<size_t>(part.text.data() - text.data());
+      if (part.id >= 0) {
+        encoding.ids.push_back(part.id);
+        encoding.ends.push_back(place(begin + part.text.size()));
+        continue;
+      }
+      for (const std::string_view piece : splitter_.split(part.text)) {
+        const size_t first = encoding.ids.size();
+        encoder_.encode(piece, encoding.ids);
+        size_t end = begin;
+        begin += piece.size();
+        for (size_t i = first; i < encoding.ids.size(); ++i) {
+          end = std::min(begin, end + token_bytes_.at(encoding.ids[i]).bytes.size());
+          // A byte that the vocabulary cannot name leaves no token: the piece's last one covers it.
+          encoding.ends.push_back(place(i + 1 == encoding.ids.size() ? begin : end));
+        }
+      }
     }
   }
 

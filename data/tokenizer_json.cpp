@@ -1,6 +1,7 @@
 #include "data/tokenizer_json.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
@@ -21,6 +22,16 @@ constexpr const char* kLlama3Pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* kQwen2Pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+// DeepSeek V3's three, one after another.  Its line breaks stand for themselves, not as escapes.
+constexpr const char* kDeepSeekPatterns[] = {
+    R"(\p{N}{1,3})", "[一-龥\u3040-ゟ゠-ヿ]+",
+    ("[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+")};
+
+bool is_known_pattern(const std::string& regex) {
+  return regex == kGpt2Pattern || regex == kLlama3Pattern || regex == kQwen2Pattern ||
+         std::find(std::begin(kDeepSeekPatterns), std::end(kDeepSeekPatterns), regex) != std::end(kDeepSeekPatterns);
+}
 
 class Parser {
  public:
@@ -242,8 +253,8 @@ class Parser {
         fail(where + ".pattern", shown(pattern), "{\"Regex\": ...}");
       }
       const std::string regex = text(pattern["Regex"], where + ".pattern.Regex");
-      if (regex != kGpt2Pattern && regex != kLlama3Pattern && regex != kQwen2Pattern) {
-        fail(where + ".pattern", in_quotes(regex), "the pattern of GPT-2, Llama 3 or Qwen2");
+      if (!is_known_pattern(regex)) {
+        fail(where + ".pattern", in_quotes(regex), "the pattern of GPT-2, Llama 3, Qwen2 or DeepSeek V3");
       }
       result_.split_steps.push_back({SplitStep::Kind::kRegex, regex});
     } else {

@@ -185,6 +185,25 @@ std::string nfc(std::string_view text) {
   return result;
 }
 
+std::string nfc(std::string_view text, std::vector<size_t>& raw_ends) {
+  std::string result;
+  raw_ends.assign(1, 0);
+  for (size_t at = 0; at < text.size();) {
+    // Characters below U+0300 neither move nor compose with what stands before them.
+    size_t end = at + 1;
+    while (end < text.size() && static_cast<unsigned char>(text[end]) >= 0x80 &&
+           ((static_cast<unsigned char>(text[end]) & 0xC0) == 0x80 || static_cast<unsigned char>(text[end]) >= 0xCC)) {
+      ++end;
+    }
+    const std::string_view sequence = text.substr(at, end - at);
+    const std::string normalized = nfc(sequence);
+    for (size_t i = 1; i <= normalized.size(); ++i) raw_ends.push_back(normalized == sequence ? at + i : end);
+    result += normalized;
+    at = end;
+  }
+  return result;
+}
+
 std::optional<std::string> bytes_of_token(std::string_view token) {
   static const std::array<int16_t, 0x144> kInverse = make_inverse_alphabet();
   std::string bytes;

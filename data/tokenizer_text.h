@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace dms {
 
@@ -26,6 +27,9 @@ bool is_numeric(int32_t code_point);      // categories Nd, Nl, No
 bool is_word(int32_t code_point);         // Alphabetic, marks, decimal digits, connector punctuation, joiners
 
 std::string nfc(std::string_view text);  // as the reference normalises, by Unicode 9
+// The same, and for each byte position of the result (its size included) the place in `text` where what comes before
+// it ends: exact to the sequences of characters that normalise on their own.
+std::string nfc(std::string_view text, std::vector<size_t>& raw_ends);
 
 // A byte-level token text ("Ġthe") as the bytes it stands for (" the"); nullopt when a character is outside the
 // alphabet of 256 (GPT-2, encoder.py: printable bytes stand for themselves, the others for U+0100 and up).

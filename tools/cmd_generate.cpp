@@ -10,6 +10,7 @@
 
 #include "checkpoints/generation_config.h"
 #include "checkpoints/model_dir.h"
+#include "data/chat_template.h"
 #include "data/staged_file.h"
 #include "data/streamed_text.h"
 #include "model/device_weights.h"
@@ -36,6 +37,9 @@ struct GenerateFlags {
   double temperature = -1.0, top_p = -1.0, min_p = 0.0;
   uint64_t seed = 0;
   bool ignore_base_hash = false;
+  bool chat = false;
+  std::string system;
+  ChatOptions chat_options;
 };
 
 // A text file: a prompt a line.  *.jsonl: an object a line with the text under "prompt".
@@ -63,6 +67,25 @@ std::vector<std::string> read_prompts(const std::string& path) {
   }
   if (prompts.empty()) throw UserError(path, "holds no prompt");
   return prompts;
+}
+
+// The tokens of each prompt: its text, or with --chat the conversation that it begins, up to where the answer stands.
+std::vector<std::vector<int32_t>> encode_prompts(const GenerateFlags& flags, const std::vector<std::string>& prompts,
+                                                 const Tokenizer& tokenizer) {
+  std::shared_ptr<const ChatTemplate> chat;
+  if (flags.chat) chat = ChatTemplate::load(flags.model, flags.chat_options);
+  std::vector<std::vector<int32_t>> encoded;
+  for (const std::string& prompt : prompts) {
+    if (chat == nullptr) {
+      encoded.push_back(tokenizer.encode(prompt, true));
+      continue;
+    }
+    Conversation conversation;
+    if (!flags.system.empty()) conversation.push_back({"system", flags.system});
+    conversation.push_back({"user", prompt});
+    encoded.push_back(tokenizer.encode(chat->render(conversation, true).text, false));
+  }
+  return encoded;
 }
 
 SamplingOptions sampling(const GenerateFlags& flags, const GenerationConfig& config) {
@@ -134,10 +157,10 @@ void run_generate(const GenerateFlags& flags) {
 
   std::vector<GenerationRequest> requests;
   int64_t longest = 0;
-  for (const std::string& prompt : prompts) {
+  for (const std::vector<int32_t>& prompt : encode_prompts(flags, prompts, *tokenizer)) {
     for (int64_t sample = 0; sample < flags.samples; ++sample) {
-      requests.push_back({tokenizer->encode(prompt, true), flags.max_new_tokens, sampling(flags, config),
-                          static_cast<uint64_t>(requests.size())});
+      requests.push_back(
+          {prompt, flags.max_new_tokens, sampling(flags, config), static_cast<uint64_t>(requests.size())});
       longest = std::max(longest, static_cast<int64_t>(requests.back().prompt.size()));
     }
   }
@@ -207,6 +230,16 @@ void add_generate(CLI::App& program) {
   command->add_option("--prompt", flags->prompts, "Text to continue; may be given several times")->type_name("TEXT");
   command->add_option("--prompts", flags->prompts_file, "A prompt a line, or *.jsonl with {\"prompt\": ...} a line")
       ->type_name("FILE");
+  command->add_flag("--chat", flags->chat, "Prompts are what a user says: put into the model's chat template");
+  command->add_option("--system", flags->system, "The system message of --chat")->type_name("TEXT");
+  command
+      ->add_option("--template", flags->chat_options.name,
+                   "Of --chat: auto (the model's own), jinja, chatml, llama3, qwen3, r1")
+      ->type_name("NAME")
+      ->capture_default_str();
+  command->add_option("--date", flags->chat_options.date_string, "The day that the template prints")
+      ->type_name("DATE")
+      ->capture_default_str();
   command->add_option("--max-new-tokens", flags->max_new_tokens, "Tokens a completion at most")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
       ->capture_default_str()

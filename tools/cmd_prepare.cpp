@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -102,6 +103,24 @@ void run_prepare(const PrepareOptions& options) {
     std::printf("  %s of %s parts were done by an earlier run\n", with_thousands(result.num_resumed_units).c_str(),
                 with_thousands(result.num_units).c_str());
   }
+  constexpr size_t kMostShown = 8;
+  for (size_t i = 0; i < std::min(kMostShown, result.kinds.size()); ++i) std::printf("  %s\n", result.kinds[i].c_str());
+  if (result.kinds.size() > kMostShown) std::printf("  and %zu more files\n", result.kinds.size() - kMostShown);
+  if (!result.chat_template.empty()) {
+    std::printf("  conversations by the template %s, the loss on %s\n", result.chat_template.c_str(),
+                options.loss_on == LossOn::assistant ? "what the assistant wrote" : "all of the text");
+  }
+  if (result.num_altered_documents > 0) {
+    std::printf("  %s conversations lost something the assistant wrote: the template drops earlier reasoning\n",
+                with_thousands(result.num_altered_documents).c_str());
+  }
+  if (result.num_empty_records > 0) {
+    std::printf("  %s records left out: none of their solutions was verified\n",
+                with_thousands(result.num_empty_records).c_str());
+  }
+  if (result.num_bad_records > 0) {
+    std::printf("  %s records left out: not what they should be\n", with_thousands(result.num_bad_records).c_str());
+  }
   if (result.num_short_documents > 0) {
     std::printf("  %s documents left out: shorter than %s tokens\n", with_thousands(result.num_short_documents).c_str(),
                 with_thousands(std::max<int64_t>(1, options.min_tokens)).c_str());
@@ -124,7 +143,8 @@ void add_prepare(CLI::App& program) {
   command->add_option("--out", options->out, "The HDF5 token file to write")->required()->type_name("FILE.h5");
   command
       ->add_option("inputs", options->inputs,
-                   "Text files (one document each), .jsonl files (one {\"text\": ...} a line), directories of them")
+                   "Text files (one document each), .jsonl and Parquet files (texts, messages, ShareGPT, Alpaca, "
+                   "OpenR1-Math), plain or gzip; directories of them")
       ->required()
       ->type_name("INPUT...");
   command->add_option("--jobs", options->jobs, "Threads (default: one a processor)")
@@ -134,9 +154,40 @@ void add_prepare(CLI::App& program) {
   command->add_option("--min-tokens", options->min_tokens, "Leave out documents with fewer tokens")
       ->type_name("N")
       ->check(CLI::PositiveNumber.description(""));
+  command
+      ->add_option("--field", options->records.text_field,
+                   "Key of the text in .jsonl and Parquet records (default: what the keys say)")
+      ->type_name("KEY");
+  command
+      ->add_option("--template", options->chat.name,
+                   "How conversations become text: auto (the model's own), jinja (the same, never a built-in in its "
+                   "place), chatml, llama3, qwen3, r1, r1-raw (R1 without its deleting of the reasoning)")
+      ->type_name("NAME")
+      ->capture_default_str();
+  command->add_option("--date", options->chat.date_string, "The day that templates print, so that data stay the same")
+      ->type_name("DATE")
+      ->capture_default_str();
+  command
+      ->add_option("--loss-on", options->loss_on, "Positions of conversations that count: assistant (its words), all")
+      ->type_name("WHICH")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, LossOn>{{"assistant", LossOn::assistant}, {"all", LossOn::all}})
+              .description(""));
+  command
+      ->add_option("--solutions", options->records.solutions,
+                   "Of OpenR1-Math's solutions: last-verified (one a problem), verified, all")
+      ->type_name("WHICH")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Solutions>{{"last-verified", Solutions::last_verified},
+                                                                           {"verified", Solutions::verified},
+                                                                           {"all", Solutions::all}})
+                      .description(""));
+  command->add_flag("--allow-tools", options->records.allow_tools, "Keep tool calls of ShareGPT conversations");
+  command->add_option("--skip-bad-records", options->max_bad_records, "Leave out so many records that cannot be read")
+      ->type_name("N");
   command->add_flag("--force", options->force, "Replace an existing output file");
   command->footer(
-      "Example:\n  dms prepare --tokenizer model --out train.h5 text/train more.jsonl\n\n"
+      "Examples:\n  dms prepare --tokenizer model --out train.h5 text/train more.jsonl\n"
+      "  dms prepare --tokenizer model --out math.h5 OpenR1-Math-220k/data\n\n"
       "Interrupted, it keeps its finished parts in FILE.h5.parts/; the same command goes on from there.");
   command->callback([options] { run_prepare(*options); });
 }

@@ -186,7 +186,7 @@ const std::vector<Refused> kRefused = {
      "'Digits' after ByteLevel"},
     {"other_regex", "/pre_tokenizer",
      Json{{"type", "Split"}, {"pattern", {{"Regex", "\\w+"}}}, {"behavior", "Isolated"}, {"invert", false}},
-     "the pattern of GPT-2, Llama 3 or Qwen2"},
+     "the pattern of GPT-2, Llama 3, Qwen2 or DeepSeek V3"},
     {"split_behavior", "/pre_tokenizer",
      Json{{"type", "Split"}, {"pattern", {{"Regex", "\\w+"}}}, {"behavior", "Removed"}, {"invert", false}},
      "pre_tokenizer.behavior: \"Removed\""},

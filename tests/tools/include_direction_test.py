@@ -22,6 +22,8 @@ PLACES = [
     (r"yaml-cpp/", r"recipes/yaml_tree\.cpp"),
     (r"(hdf5|H5)", r"(data/token_file\w*\.(h|cpp)|tests/support/raw_token_file\.cpp)"),
     (r"(pcre2|utf8proc)", r"data/\w+\.cpp"),
+    (r"(arrow|parquet)/", r"data/parquet_file_arrow\.cpp"),
+    (r"zlib", r"data/input_file\.cpp"),
     (r"CLI/", r"tools/\w+\.cpp"),
     (r"nlohmann/json\.hpp", r"(.*\.cpp|tests/.*)"),
     (r"protozero/", r"trainer/tensorboard\.cpp"),
