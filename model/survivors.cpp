@@ -6,14 +6,6 @@
 
 namespace dms {
 
-namespace {
-
-// What a pair costs on the sparse path (gathering, scattering, short blocks) relative to one of a long causal square.
-// Measured with `dms bench attention` at T = 2048 to 32768, d = 64.
-constexpr double kSparsePairCost = 1.1;
-
-}  // namespace
-
 Survivors::Survivors(const at::Tensor& gone_GT, int64_t window, int64_t block_rows)
     : window_(window), block_rows_(block_rows), num_rows_(gone_GT.size(1) - window - 1) {
   TORCH_CHECK(num_rows_ > 0 && block_rows > 0, "no far part, or no block");
@@ -46,8 +38,6 @@ int64_t Survivors::dense_pairs() const {
 
 at::Tensor gone_keys(const at::Tensor& bias) { return bias <= 0.5 * kGoneBias; }
 
-bool sparse_is_cheaper(const Survivors& survivors) {
-  return kSparsePairCost * static_cast<double>(survivors.sparse_pairs()) < static_cast<double>(survivors.dense_pairs());
-}
+bool sparse_is_cheaper(const Survivors& survivors) { return survivors.sparse_pairs() < survivors.dense_pairs(); }
 
 }  // namespace dms

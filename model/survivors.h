@@ -51,7 +51,8 @@ class Survivors {
 // bool, same shape and device: keys that no far query sees.
 at::Tensor gone_keys(const at::Tensor& bias);
 
-// Whether the sparse path does less work than two-part attention over all keys.
+// Whether the sparse path has fewer pairs to compute than two-part attention over all keys.  A pair costs about the
+// same on both: on the CPU at d = 64, 0.95 of the dense one at T = 8192.
 bool sparse_is_cheaper(const Survivors& survivors);
 
 }  // namespace dms

@@ -102,6 +102,8 @@ struct Device {
   std::vector<std::pair<at::ScalarType, double>> exact;
 };
 
+std::ostream& operator<<(std::ostream& out, const Device& device) { return out << at::DeviceTypeName(device.type); }
+
 // bfloat16 inputs are exact in the reference; what remains is the rounding of probabilities (relative 2^-9), of parts
 // before the merge and of the result.
 constexpr double kBfloat16Epsilon = 0x1p-8;
