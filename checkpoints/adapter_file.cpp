@@ -1,5 +1,6 @@
 #include "checkpoints/adapter_file.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <filesystem>
@@ -138,7 +139,10 @@ struct ExpectedTensor {
   const char* dtype = "F32";
 };
 
-std::vector<ExpectedTensor> expected_layer(const AdapterFile& file, const Architecture& architecture, int64_t layer) {
+constexpr const char* kFirstAngle = "model.layers.0.self_attn.dms_neuron.angle";
+
+std::vector<ExpectedTensor> expected_layer(const AdapterFile& file, const Architecture& architecture, bool turned,
+                                           int64_t layer) {
   const int64_t D = architecture.hidden_size, G = architecture.num_kv_heads;
   const std::string attention = "model.layers." + std::to_string(layer) + ".self_attn.";
   const std::string prefix = attention + (file.adapter == "linear" ? "dms_proj_alpha" : "dms_neuron");
@@ -152,6 +156,7 @@ std::vector<ExpectedTensor> expected_layer(const AdapterFile& file, const Archit
       tensors = {{prefix + ".lora_A.weight", {file.rank, D}}, {prefix + ".lora_B.weight", {G, file.rank}}};
     }
     tensors.push_back({prefix + ".index", {G, 2}, "I64"});
+    if (turned) tensors.push_back({prefix + ".angle", {G}});
   }
   if (file.bias == "per_head") tensors.push_back({prefix + ".bias", {G}});
   return tensors;
@@ -177,8 +182,15 @@ void check_borrowed_channels(const SafetensorsFile& tensors, const std::string& 
 NamedTensors read_tensors(const SafetensorsFile& source, const AdapterFile& file, const Architecture& architecture) {
   NamedTensors tensors;
   std::set<std::string> known;
+  const bool turned = source.find(kFirstAngle) != nullptr;
+  if (turned && architecture.family.qk_norm) {
+    throw UserError(source.path(), "turns borrowed channels in their rotary pair",
+                    {"a " + architecture.family.model_type +
+                     " model has a norm on its queries, which such a turn "
+                     "would not commute with: were these adapters trained on this model?"});
+  }
   for (int64_t layer = 0; layer < architecture.num_layers; ++layer) {
-    for (const ExpectedTensor& expected : expected_layer(file, architecture, layer)) {
+    for (const ExpectedTensor& expected : expected_layer(file, architecture, turned, layer)) {
       const SafetensorsEntry* entry = source.find(expected.name);
       if (entry == nullptr) {
         throw UserError(
@@ -234,6 +246,11 @@ fs::path find_adapters(const std::string& dir) {
 }
 
 }  // namespace
+
+bool has_turned_channels(const AdapterFile& file) {
+  return std::any_of(file.tensors.begin(), file.tensors.end(),
+                     [](const auto& item) { return item.first == kFirstAngle; });
+}
 
 void write_adapter_file(const std::string& dir, const AdapterFile& file) {
   FieldWriter writer;

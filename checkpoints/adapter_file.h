@@ -10,6 +10,8 @@
 //           model.layers.{i}.self_attn.dms_neuron.lora_B.weight    [G, r]
 //           model.layers.{i}.self_attn.dms_neuron.bias             [G]      only with adapter.bias: per_head
 //           model.layers.{i}.self_attn.dms_neuron.index            [G, 2]   int64 (query head, channel) borrowed
+//           model.layers.{i}.self_attn.dms_neuron.angle            [G]      all layers or none: what is borrowed is the
+//                                                                           channel turned by this angle in its rotary pair
 // The eviction logit of token t is alpha_scale * x - alpha_offset + bias[g]; the bias is in logit units.
 #pragma once
 
@@ -39,6 +41,9 @@ struct AdapterFile {
   std::string recipe_sha256;
   NamedTensors tensors;
 };
+
+// Whether borrowed channels are at an angle in their rotary pair.
+bool has_turned_channels(const AdapterFile& file);
 
 // Writes both files into `dir`, which exists (a StagedDir's path(), so that they appear together).
 void write_adapter_file(const std::string& dir, const AdapterFile& file);

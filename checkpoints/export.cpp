@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "checkpoints/export_fastdms.h"
 #include "checkpoints/export_hf.h"
+#include "checkpoints/export_kvpress.h"
+#include "checkpoints/export_nvidia.h"
 #include "checkpoints/export_sidecar.h"
 #include "checkpoints/model_dir.h"
 #include "data/staged_file.h"
@@ -29,6 +32,12 @@ bool is_inside(const std::string& path, const std::string& dir) {
 const std::vector<ExportTarget>& export_targets() {
   static const std::vector<ExportTarget> targets = {
       {"hf", "a model for transformers, self-contained: weights, adapters, code, tokenizer", no_objection, write_hf},
+      {"nvidia", "a model for NVIDIA Model-Optimizer's DMS code (Qwen3), which is not included", nvidia_objection,
+       write_nvidia},
+      {"fastdms", "a model for the FastDMS runtime (Llama, Qwen3), neuron adapters only", fastdms_objection,
+       write_fastdms},
+      {"kvpress", "a press for KVPress: one Python file and the adapters, to hook into the base model",
+       kvpress_objection, write_kvpress},
       {"sidecar", "the adapters alone, for `dms` and for people who have the base model", no_objection, write_sidecar},
   };
   return targets;

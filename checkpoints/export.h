@@ -22,9 +22,10 @@ struct ExportInput {
 struct ExportTarget {
   std::string name;
   std::string help;  // what is written, for whom
-  // Why this layout cannot hold such adapters, "" when it can.  Looks at the settings only, never at tensors, so that
-  // a recipe can ask before anything is trained.
-  std::string (*objection)(const Architecture& architecture, const AdapterFile& settings);
+  // Why this layout cannot hold these adapters and which option of training makes it possible, "" when it can.  A
+  // recipe asks before anything is trained, with no tensors but those that are settled then; what only luck could make
+  // fit is an objection there.
+  std::string (*objection)(const Architecture& architecture, const AdapterFile& adapters);
   // Fills `dir`, which exists and is empty.
   void (*write)(const ExportInput& input, const std::string& dir);
 };

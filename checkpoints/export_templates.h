@@ -8,6 +8,11 @@ namespace dms {
 extern const std::string_view kHfConfigurationPy;
 extern const std::string_view kHfCachePy;
 extern const std::string_view kHfModelingPy;
-extern const std::string_view kHfReadme;  // with @NAME@ where export_hf.cpp puts values
+extern const std::string_view kKvpressPy;
+// Model cards, filled in by model_card.h.
+extern const std::string_view kHfReadme;
+extern const std::string_view kNvidiaReadme;
+extern const std::string_view kFastdmsReadme;
+extern const std::string_view kKvpressReadme;
 
 }  // namespace dms

@@ -1,5 +1,6 @@
 #include "checkpoints/model_dir.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -315,6 +316,25 @@ std::map<std::string, std::string> weight_map(const std::string& model_dir) {
     files[tensor] = fs::path(file->path()).filename().string();
   }
   return files;
+}
+
+std::string base_model_name(const std::string& model_dir) {
+  const auto text_in = [&](const char* file, const char* key) -> std::string {
+    const fs::path path = fs::path(model_dir) / file;
+    if (!is_there(path)) return "";
+    const json object = read_json_object(path.string());
+    const auto found = object.find(key);
+    return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+  };
+  if (std::string name = text_in("source.json", "name"); !name.empty()) return name;
+  // Somebody's local path says nothing here; a name in the hub is "owner/name" or "name".
+  std::string name = text_in("config.json", "_name_or_path");
+  if (!name.empty() && name.front() != '/' && name.front() != '.' && name.front() != '~' &&
+      std::count(name.begin(), name.end(), '/') <= 1 && name.find('\\') == std::string::npos) {
+    return name;
+  }
+  const fs::path place = fs::weakly_canonical(model_dir);  // "." and a trailing slash have no name
+  return (place.has_filename() ? place : place.parent_path()).filename().string();
 }
 
 std::string base_model_hash(const std::string& model_dir) {

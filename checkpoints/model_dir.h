@@ -27,6 +27,10 @@ std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::Sca
 // Throws UserError.
 std::map<std::string, std::string> weight_map(const std::string& model_dir);
 
+// What the model is called, for people: `name` of source.json (which tools/quickstart.sh writes), else the Hugging Face
+// name in config.json's _name_or_path, else the directory's name.
+std::string base_model_name(const std::string& model_dir);
+
 // SHA-256 (hex) over the sorted "name shape dtype" lines of the tensors and the SHA-256 of each weight file: identifies
 // the base model that adapters belong to, whatever its directory is called.  Reads every weight file once a process.
 std::string base_model_hash(const std::string& model_dir);

@@ -15,6 +15,13 @@ void describe(Schema& schema, AdapterOptions& o) {
   schema.choice<AdapterBias>(
       "bias", o.bias, {{"per_head", AdapterBias::per_head}, {"none", AdapterBias::none}},
       "per_head: a trainable intercept per KV head; none: what the nvidia and fastdms layouts hold");
+  schema.choice<AdapterChannel>("channel", o.channel, {{"any", AdapterChannel::any}, {"last", AdapterChannel::last}},
+                                "neuron: any: the least important query channel of the KV group; last: the last "
+                                "channel, which the nvidia and fastdms layouts read");
+  schema.flag("zero_after_rope", o.zero_after_rope,
+              "neuron: take the channel out of the score after RoPE as well (the nvidia layout), not only before");
+  schema.integer("zeroing_steps", o.zeroing_steps, 0, int64_t{1} << 31,
+                 "neuron: steps over which the borrowed channel leaves the attention score; 0 = at once");
 }
 
 Adapter::Adapter(const Architecture& architecture, const EvictionOptions& eviction, const AdapterOptions& options)
@@ -29,8 +36,12 @@ Adapter::Adapter(const Architecture& architecture, const EvictionOptions& evicti
   }
 }
 
-at::Tensor Adapter::logit_GT(int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD) const {
-  at::Tensor logit_TG = alpha_scale_ * project_TG(layer, features_TD(layer, x_TD, normed_TD)) - alpha_offset_;
+AdapterReading Adapter::read(int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD) const {
+  return {to_logit_GT(layer, project_TG(layer, features_TD(layer, x_TD, normed_TD))), {}};
+}
+
+at::Tensor Adapter::to_logit_GT(int64_t layer, const at::Tensor& x_TG) const {
+  at::Tensor logit_TG = alpha_scale_ * x_TG - alpha_offset_;
   const at::Tensor& bias_G = bias_G_[static_cast<size_t>(layer)];
   if (bias_G.defined()) logit_TG = logit_TG + bias_G;
   return logit_TG.transpose(0, 1);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "model/architecture.h"
+#include "model/block.h"
 #include "model/eviction.h"
 #include "model/weights.h"
 #include "recipes/schema.h"
@@ -21,17 +22,29 @@ namespace dms {
 
 enum class AdapterKind { neuron, linear };
 enum class AdapterBias { per_head, none };
+enum class AdapterChannel { any, last };
 
 struct AdapterOptions {
   AdapterKind kind = AdapterKind::linear;
   int64_t rank = 0;  // neuron: rank of the LoRA product, 0 = full
   AdapterBias bias = AdapterBias::per_head;
+  AdapterChannel channel = AdapterChannel::any;  // neuron: where a channel may be borrowed
+  bool zero_after_rope = false;                  // neuron: taken out of the score before RoPE and after it
+  int64_t zeroing_steps = 0;                     // neuron: steps over which it is taken out
 };
 void describe(Schema& schema, AdapterOptions& options);
 
-// The query channel a neuron adapter borrows for one KV head.
+// What a neuron adapter borrows for one KV head: a query channel, turned by `angle` in its rotary pair (i, i + d/2) in
+// the sense of RoPE.  The direction e_i turned is (cos, sin), e_{i+d/2} turned is (-sin, cos).
 struct BorrowedChannel {
   int64_t head = 0, channel = 0;
+  float angle = 0.0F;
+};
+
+// What an adapter says about a layer's tokens.
+struct AdapterReading {
+  at::Tensor logit_GT;  // float32 eviction logits
+  QueryEdit query;      // what borrowing does to the student's queries
 };
 
 class Adapter {
@@ -48,17 +61,25 @@ class Adapter {
   double alpha_offset() const { return alpha_offset_; }
   void set_alpha_offset(double offset) { alpha_offset_ = offset; }
 
-  // Float32 eviction logits [G, T] from the layer's input x_TD and normed_TD = rms_norm(x, input_norm), either dtype.
-  at::Tensor logit_GT(int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD) const;
+  // From the layer's input x_TD and normed_TD = rms_norm(x, input_norm), either dtype.
+  virtual AdapterReading read(int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD) const;
+  at::Tensor logit_GT(int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD) const {
+    return read(layer, x_TD, normed_TD).logit_GT;
+  }
 
   // The features [T, D] float32 that the logit is linear in; logit = alpha_scale * (features W^T) - offset + bias.
+  // Where a KV head has a factor of its own for each token (feature_scale_TG, undefined: none), logit[g] is linear in
+  // that factor times the features, nearly so as long as logits are small beside alpha_scale.
+  virtual at::Tensor feature_scale_TG(int64_t, const at::Tensor&) const { return {}; }
   virtual at::Tensor features_TD(int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD) const = 0;
   // Sets the layer's weights so that its logits are as near as its rank allows to features W^T + intercept, both in
   // logit units: weight_GD [G, D], intercept_G [G].  Without a per-head bias the intercept must be one number.
   virtual void set_logit_function(int64_t layer, const at::Tensor& weight_GD, const at::Tensor& intercept_G);
 
-  // [H, d] float32 of ones with zeros at borrowed query channels; undefined when the adapter borrows none.
-  virtual at::Tensor query_mask_Hd(int64_t layer) const { return {}; }
+  // Whether the student's queries differ from the teacher's (AdapterReading::query).
+  virtual bool edits_queries() const { return false; }
+  // The share of what is borrowed that still takes part in the attention score: falls to 0 over zeroing_steps.
+  virtual void set_borrowed_share(double) {}
 
   // The trainable tensors of one layer, in a fixed order.
   virtual std::vector<Parameter> layer_parameters(int64_t layer) const = 0;
@@ -70,6 +91,7 @@ class Adapter {
  protected:
   // x[g, t] of the formula above, [T, G]; differentiable in parameters and activations.
   virtual at::Tensor project_TG(int64_t layer, const at::Tensor& features_TD) const = 0;
+  at::Tensor to_logit_GT(int64_t layer, const at::Tensor& x_TG) const;
   virtual void set_projection(int64_t layer, const at::Tensor& weight_GD) = 0;
 
   const Architecture architecture_;
@@ -79,7 +101,8 @@ class Adapter {
   std::vector<at::Tensor> bias_G_;  // per layer, in logit units; undefined entries without per-head bias
 };
 
-// `borrowed`: [L][G], for the neuron adapter only.  `source` gives initial values (norm weights) where needed.
+// `borrowed`: [L][G], for the neuron adapter only.  `source` gives initial values (norm weights), and the rows that
+// share a q norm with what is borrowed.
 std::unique_ptr<Adapter> make_adapter(const EvictionOptions& eviction, const AdapterOptions& options,
                                       WeightSource& source, const std::vector<std::vector<BorrowedChannel>>& borrowed);
 

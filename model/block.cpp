@@ -27,6 +27,14 @@ at::Tensor rms_norm_backward(const at::Tensor& dout, const at::Tensor& x, const 
   return u.sub_(x32 * along).mul_(r).to(x.scalar_type());
 }
 
+at::Tensor edit_pairs(const at::Tensor& q_THd, const QueryEdit& edit) {
+  at::Tensor edited_THd = q_THd * edit.keep_Hd.to(q_THd.options());
+  if (edit.cross_Hd.defined()) {
+    edited_THd = edited_THd + at::roll(q_THd, q_THd.size(2) / 2, 2) * edit.cross_Hd.to(q_THd.options());
+  }
+  return edited_THd;
+}
+
 }  // namespace
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
@@ -35,7 +43,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 }
 
 AttentionInputs attention_inputs(const Architecture& a, const LayerWeights& w, const at::Tensor& normed_TD,
-                                 const RopeTables& rope, const at::Tensor& query_mask_Hd) {
+                                 const RopeTables& rope, const QueryEdit& edit) {
   at::Tensor q_THd = project_heads(normed_TD, w.q_proj, w.q_bias, a.num_heads, a.head_dim);
   at::Tensor k_TGd = project_heads(normed_TD, w.k_proj, w.k_bias, a.num_kv_heads, a.head_dim);
   const at::Tensor v_TGd = project_heads(normed_TD, w.v_proj, w.v_bias, a.num_kv_heads, a.head_dim);
@@ -43,9 +51,12 @@ AttentionInputs attention_inputs(const Architecture& a, const LayerWeights& w, c
     q_THd = rms_norm(q_THd, w.q_norm, a.rms_norm_eps);
     k_TGd = rms_norm(k_TGd, w.k_norm, a.rms_norm_eps);
   }
-  if (query_mask_Hd.defined()) q_THd = q_THd * query_mask_Hd.to(q_THd.options());
+  if (edit.ratio_TH.defined()) q_THd = q_THd * edit.ratio_TH.to(q_THd.options()).unsqueeze(2);
+  if (edit.keep_Hd.defined()) q_THd = edit_pairs(q_THd, edit);
+  q_THd = apply_rope(q_THd, rope);
+  if (edit.keep_Hd.defined() && edit.after_rope) q_THd = edit_pairs(q_THd, edit);
   const auto head_major = [](const at::Tensor& x_TNd) { return x_TNd.transpose(0, 1).unsqueeze(0); };
-  return {head_major(apply_rope(q_THd, rope)), head_major(apply_rope(k_TGd, rope)), head_major(v_TGd)};
+  return {head_major(q_THd), head_major(apply_rope(k_TGd, rope)), head_major(v_TGd)};
 }
 
 at::Tensor finish_layer(const Architecture& a, const LayerWeights& w, const at::Tensor& x_TD,

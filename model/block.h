@@ -19,14 +19,23 @@ namespace dms {
 // Statistics in float32, result in x's dtype, then times weight.
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 
+// What a neuron adapter changes about the student's queries: what is borrowed leaves the attention score.  Undefined
+// tensors change nothing.
+struct QueryEdit {
+  // Before RoPE, after the q norm: q = keep * q + cross * partner(q), the partner being the other channel of the rotary
+  // pair.  Without `cross`, a mask.
+  at::Tensor keep_Hd, cross_Hd;
+  at::Tensor ratio_TH;      // what the q norm's result is multiplied by, since its mean square has changed
+  bool after_rope = false;  // keep and cross once more after RoPE
+};
+
 struct AttentionInputs {
   at::Tensor q_BHTd, k_BGTd, v_BGTd;  // B = 1; views of [T, heads, d] memory, after RoPE
 };
 
-// normed_TD = rms_norm(x, input_norm).  `query_mask_Hd` (undefined: none): zeros take a borrowed query channel out of
-// the attention score, before RoPE (after the q norm where the family has one).
+// normed_TD = rms_norm(x, input_norm).
 AttentionInputs attention_inputs(const Architecture& architecture, const LayerWeights& weights,
-                                 const at::Tensor& normed_TD, const RopeTables& rope, const at::Tensor& query_mask_Hd);
+                                 const at::Tensor& normed_TD, const RopeTables& rope, const QueryEdit& edit);
 
 // What the backward pass of a layer's second half reads.  `gate_TI` and `up_TI` may be dropped: they are computed again.
 struct FinishState {

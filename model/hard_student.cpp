@@ -13,10 +13,9 @@ class AdapterPolicy final : public EvictionPolicy {
   AdapterPolicy(const Adapter& adapter, const EvictionOptions& eviction) : adapter_(adapter), eviction_(eviction) {}
   int64_t window() const override { return eviction_.window; }
   int64_t decision_shift() const override { return eviction_.decision_shift; }
-  at::Tensor logit_Gn(int64_t layer, const at::Tensor& x_nD, const at::Tensor& normed_nD, int64_t) const override {
-    return adapter_.logit_GT(layer, x_nD, normed_nD);
+  AdapterReading read(int64_t layer, const at::Tensor& x_nD, const at::Tensor& normed_nD, int64_t) const override {
+    return adapter_.read(layer, x_nD, normed_nD);
   }
-  at::Tensor query_mask_Hd(int64_t layer) const override { return adapter_.query_mask_Hd(layer); }
 
  private:
   const Adapter& adapter_;
@@ -31,9 +30,10 @@ class SinksAndWindowPolicy final : public EvictionPolicy {
         window_(num_live - 1 - num_sinks_) {}
   int64_t window() const override { return window_; }
   int64_t decision_shift() const override { return 0; }
-  at::Tensor logit_Gn(int64_t, const at::Tensor& x_nD, const at::Tensor&, int64_t first_position) const override {
+  AdapterReading read(int64_t, const at::Tensor& x_nD, const at::Tensor&, int64_t first_position) const override {
     const at::Tensor position_n = at::arange(first_position, first_position + x_nD.size(0), at::kFloat);
-    return (position_n - static_cast<double>(num_sinks_) + 0.5).unsqueeze(0).expand({num_kv_heads_, x_nD.size(0)});
+    return {(position_n - static_cast<double>(num_sinks_) + 0.5).unsqueeze(0).expand({num_kv_heads_, x_nD.size(0)}),
+            {}};
   }
 
  private:
@@ -45,8 +45,8 @@ class KeepEverythingPolicy final : public EvictionPolicy {
   explicit KeepEverythingPolicy(int64_t num_kv_heads) : num_kv_heads_(num_kv_heads) {}
   int64_t window() const override { return 0; }
   int64_t decision_shift() const override { return 0; }
-  at::Tensor logit_Gn(int64_t, const at::Tensor& x_nD, const at::Tensor&, int64_t) const override {
-    return at::full({num_kv_heads_, x_nD.size(0)}, -1.0, at::kFloat);
+  AdapterReading read(int64_t, const at::Tensor& x_nD, const at::Tensor&, int64_t) const override {
+    return {at::full({num_kv_heads_, x_nD.size(0)}, -1.0, at::kFloat), {}};
   }
 
  private:
@@ -78,10 +78,10 @@ at::Tensor hard_student_chunk(WeightSource& source, const EvictionPolicy& policy
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const LayerWeights weights = source.layer(layer);
     const at::Tensor normed_nD = rms_norm(x, weights.input_norm, a.rms_norm_eps);
-    const at::Tensor logit_Gn = policy.logit_Gn(layer, x, normed_nD, first);
-    if (logits != nullptr) logits->push_back(logit_Gn);
-    const AttentionInputs in = attention_inputs(a, weights, normed_nD, chunk_rope, policy.query_mask_Hd(layer));
-    x = finish_layer(a, weights, x, cache.attend(layer, in.q_BHTd, in.k_BGTd, in.v_BGTd, logit_Gn));
+    const AdapterReading reading = policy.read(layer, x, normed_nD, first);
+    if (logits != nullptr) logits->push_back(reading.logit_GT);
+    const AttentionInputs in = attention_inputs(a, weights, normed_nD, chunk_rope, reading.query);
+    x = finish_layer(a, weights, x, cache.attend(layer, in.q_BHTd, in.k_BGTd, in.v_BGTd, reading.logit_GT));
   }
   return x;
 }
@@ -98,11 +98,12 @@ at::Tensor hard_student_step(WeightSource& source, const EvictionPolicy& policy,
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const LayerWeights weights = source.layer(layer);
     const at::Tensor normed_BD = rms_norm(x, weights.input_norm, a.rms_norm_eps);
-    const at::Tensor logit_GB = policy.logit_Gn(layer, x, normed_BD, positions.front());
-    const AttentionInputs in = attention_inputs(a, weights, normed_BD, step_rope, policy.query_mask_Hd(layer));
+    const AdapterReading reading = policy.read(layer, x, normed_BD, positions.front());
+    const AttentionInputs in = attention_inputs(a, weights, normed_BD, step_rope, reading.query);
     const auto sequence_major = [](const at::Tensor& x_1NBd) { return x_1NBd.squeeze(0).transpose(0, 1); };
-    const at::Tensor attention_BHd = CompactCache::attend_each(
-        caches, layer, sequence_major(in.q_BHTd), sequence_major(in.k_BGTd), sequence_major(in.v_BGTd), logit_GB);
+    const at::Tensor attention_BHd =
+        CompactCache::attend_each(caches, layer, sequence_major(in.q_BHTd), sequence_major(in.k_BGTd),
+                                  sequence_major(in.v_BGTd), reading.logit_GT);
     x = finish_layer(a, weights, x, attention_BHd.transpose(0, 1).unsqueeze(0));
   }
   return x;

@@ -20,10 +20,9 @@ class EvictionPolicy {
   virtual ~EvictionPolicy() = default;
   virtual int64_t window() const = 0;
   virtual int64_t decision_shift() const = 0;
-  // [G, n] for the n tokens from `first_position` on.
-  virtual at::Tensor logit_Gn(int64_t layer, const at::Tensor& x_nD, const at::Tensor& normed_nD,
+  // For the n tokens from `first_position` on.
+  virtual AdapterReading read(int64_t layer, const at::Tensor& x_nD, const at::Tensor& normed_nD,
                               int64_t first_position) const = 0;
-  virtual at::Tensor query_mask_Hd(int64_t layer) const { return {}; }
 };
 
 // A trained adapter's decisions.

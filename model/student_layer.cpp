@@ -7,7 +7,7 @@
 namespace dms {
 
 StudentRows::StudentRows(const Adapter& adapter, int64_t window, const DocumentOffsets& documents) {
-  if (adapter.query_mask_Hd(0).defined()) {
+  if (adapter.edits_queries()) {
     ranges_.emplace_back(0, documents.back());
   } else {
     for (size_t j = 0; j + 1 < documents.size(); ++j) {
@@ -46,10 +46,10 @@ StudentLayer::AttentionHalf StudentLayer::run_attention(const LayerWeights& weig
   half.leaf_FD = rows_.take(x_TD_).detach().set_requires_grad(layer_ > 0);
   const at::Tensor x_TD = rows_.replace(x_TD_, half.leaf_FD);
   const at::Tensor normed_TD = rms_norm(x_TD, weights.input_norm, architecture_.rms_norm_eps);
-  half.logit_GT = adapter_.logit_GT(layer_, x_TD, normed_TD);
+  const AdapterReading reading = adapter_.read(layer_, x_TD, normed_TD);
+  half.logit_GT = reading.logit_GT;
   half.relaxation = relax(half.logit_GT, noise_GT, eviction_, sequence.documents);
-  const AttentionInputs in =
-      attention_inputs(architecture_, weights, normed_TD, sequence.rope, adapter_.query_mask_Hd(layer_));
+  const AttentionInputs in = attention_inputs(architecture_, weights, normed_TD, sequence.rope, reading.query);
   const at::Tensor attention_BHTd =
       delayed_eviction_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, half.relaxation.bias_GT.unsqueeze(0),
                                  eviction_.window, sequence.documents, eviction_.attention);

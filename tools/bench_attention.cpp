@@ -98,10 +98,9 @@ std::vector<AttentionTensors> model_layers(const AttentionBenchmark& b, at::Scal
     const LayerWeights weights = source->layer(layer);
     const at::Tensor normed_TD = rms_norm(x_TD, weights.input_norm, architecture.rms_norm_eps);
     const at::Tensor noise_GT = logistic_noise_GT(0, 0, 0, layer, architecture.num_kv_heads, b.sequence_length);
-    const Relaxation relaxation =
-        relax(trained.adapter->logit_GT(layer, x_TD, normed_TD), noise_GT, trained.eviction, documents);
-    const AttentionInputs in =
-        attention_inputs(architecture, weights, normed_TD, rope, trained.adapter->query_mask_Hd(layer));
+    const AdapterReading reading = trained.adapter->read(layer, x_TD, normed_TD);
+    const Relaxation relaxation = relax(reading.logit_GT, noise_GT, trained.eviction, documents);
+    const AttentionInputs in = attention_inputs(architecture, weights, normed_TD, rope, reading.query);
     layers.push_back(leaves(in.q_BHTd, in.k_BGTd, in.v_BGTd, relaxation.bias_GT.unsqueeze(0)));
     x_TD = teacher_layer(architecture, weights, x_TD, {rope, documents});
   }

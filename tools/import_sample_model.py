@@ -274,7 +274,7 @@ def write_json(path, value):
 
 
 def source_record():
-    return {"package": PACKAGE, "file": GGUF_NAME, "sha256": GGUF_SHA256, "license": "Apache-2.0",
+    return {"name": "SmolLM2-135M-Instruct", "package": PACKAGE, "file": GGUF_NAME, "sha256": GGUF_SHA256, "license": "Apache-2.0",
             "importer_sha256": sha256_of(__file__)}
 
 

@@ -16,6 +16,9 @@ set -euo pipefail
 TORCH_VERSION=2.11.0
 # What libtorch_cpu.so itself is linked against; a newer torch names others (readelf -d libtorch_cpu.so).
 TORCH_CPU_LIBRARIES=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+# Reference libraries without their dependencies: fastdms wants flash-attn, which is built against a CUDA toolkit, but
+# what the tests use of it does not.  lm-eval: only its graders are wanted.
+REFERENCE_ALONE=(fastdms==0.2.0 lm-eval==0.4.13)
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=tools/environment.sh
@@ -191,6 +194,11 @@ install_requirements() {
   pip_install -r "$1"
 }
 
+install_reference_alone() {
+  say "installing without dependencies: ${REFERENCE_ALONE[*]}"
+  pip_install --no-deps "${REFERENCE_ALONE[@]}"
+}
+
 install_python() {
   find_python
   local full=no suffix="" shared given_torch=${TORCH_ROOT:-${Torch_DIR:-}}
@@ -218,6 +226,7 @@ install_python() {
   if [ "$reference" = yes ]; then
     once reference "$(cat "$requirements-base.txt" "$requirements-reference.txt")" \
       install_requirements "$requirements-reference.txt"
+    once reference-alone "${REFERENCE_ALONE[*]}" install_reference_alone
   fi
   exec 9>&-
   if [ -d "$repository/.venv" ] && [ ! -L "$repository/.venv" ]; then

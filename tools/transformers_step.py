@@ -40,9 +40,15 @@ class EvictionLogit(nn.Module):
             nn.init.zeros_(self.lora_B.weight)
         self.bias = nn.Parameter(torch.zeros(num_kv_heads)) if bias else None
 
-    def forward(self, features):
+    def project(self, features):
+        """x, [B, T, G]."""
         features = features.float()
-        x = F.linear(features, self.weight) if self.rank == 0 else self.lora_B(self.lora_A(features))
+        return F.linear(features, self.weight) if self.rank == 0 else self.lora_B(self.lora_A(features))
+
+    def forward(self, features):
+        return self.scale(self.project(features))
+
+    def scale(self, x):
         logit = self.alpha_scale * x - self.alpha_offset
         return (logit if self.bias is None else logit + self.bias).transpose(1, 2)
 
@@ -61,14 +67,17 @@ class RelaxedEviction:
     """Attaches eviction logits to a frozen model; inside `with student(noise):` its attention evicts.
 
     linear reads a normalised copy of the residual stream before each layer; neuron reads the query projection's input
-    and takes `borrowed[layer][g]` = (query head, channel) out of the attention score.  Parameters get the names that
-    adapter files use.  After a forward pass of the student, `logits` and `alphas` hold one [B, G, T] a layer.
+    and takes `borrowed[layer][g]` = (query head, channel, angle in its rotary pair) out of the attention score, all but
+    `share` of it.  Parameters get the names that adapter files use.  After a forward pass of the student, `logits` and
+    `alphas` hold one [B, G, T] a layer.
     """
 
     def __init__(self, model, window, decision_shift=1, kind="linear", rank=0, bias=True, borrowed=None,
-                 alpha_scale=100.0, alpha_offset=5.0, tau=0.1, truncate_at=17.0):  # fmt: skip
+                 alpha_scale=100.0, alpha_offset=5.0, tau=0.1, truncate_at=17.0, zero_after_rope=False,
+                 share=0.0):  # fmt: skip
         config = model.config
         self.window, self.decision_shift, self.tau, self.truncate_at = window, decision_shift, tau, truncate_at
+        self.zero_after_rope = zero_after_rope
         self.group_size = config.num_attention_heads // config.num_key_value_heads
         self.noise = None  # a function while the student runs
         model.requires_grad_(False)
@@ -83,13 +92,15 @@ class RelaxedEviction:
                 layer.register_forward_pre_hook(self.read_residual)
             else:
                 attention.dms_neuron = logit
-                mask = torch.ones(config.num_attention_heads, attention.head_dim)
-                for head, channel in borrowed[index]:
-                    mask[head, channel] = 0
-                attention.query_mask = mask.flatten()
+                attention.borrowed = borrowed[index]
+                attention.kept = kept_queries(config.num_attention_heads, attention.head_dim, borrowed[index], share)
                 attention.q_proj.register_forward_hook(
                     lambda module, inputs, q, attention=attention: self.borrow(attention, inputs[0], q)
                 )
+                if hasattr(attention, "q_norm"):
+                    attention.q_norm.register_forward_hook(
+                        lambda module, inputs, q, attention=attention: self.borrow_normed(attention, inputs[0], q)
+                    )
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def student(self, noise=logistic_noise):
@@ -110,8 +121,33 @@ class RelaxedEviction:
     def borrow(self, attention, hidden, q):
         if self.noise is None:
             return q
+        if hasattr(attention, "q_norm"):
+            attention.borrowed_x = attention.dms_neuron.project(hidden)  # for the norm, which comes next
+            return q
         self.relax(attention.dms_neuron(hidden))
-        return q * attention.query_mask.to(q.dtype)
+        return remove(attention, q.unflatten(-1, (-1, attention.head_dim))).flatten(2)
+
+    def borrow_normed(self, attention, q, normed):
+        """q, normed [B, T, H, d]: before and after the q norm of the frozen model."""
+        if self.noise is None:
+            return normed
+        norm, x = attention.q_norm, []
+        rows = []
+        for head in range(q.shape[2]):
+            row = q[:, :, head].float()
+            for g, (borrowed_head, channel, _) in enumerate(attention.borrowed):
+                if borrowed_head == head:
+                    new = row.clone()
+                    new[..., channel] = attention.borrowed_x[..., g]
+                    factor = torch.rsqrt(new.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+                    x.append((new * factor * norm.weight)[..., channel])
+                    row = row * factor * norm.weight
+                    break
+            else:
+                row = normed[:, :, head]
+            rows.append(row.to(q.dtype))
+        self.relax(attention.dms_neuron.scale(torch.stack(x, -1)))
+        return remove(attention, torch.stack(rows, 2))
 
     def relax(self, logit):
         """Keeps the layer's logits and alphas, and what its far keys' scores gain: [B, G, T]."""
@@ -133,8 +169,29 @@ class RelaxedEviction:
         return torch.stack(self.alphas)[..., : max(0, self.alphas[0].shape[-1] - self.window - 1)]
 
 
+def kept_queries(num_heads, head_dim, borrowed, share):
+    """[H, d, d]: identity less (1 - share) of the projection on each borrowed direction."""
+    kept = torch.eye(head_dim).repeat(num_heads, 1, 1)
+    for head, channel, angle in borrowed:
+        half = head_dim // 2
+        first, second = channel % half, channel % half + half
+        turned = (math.cos(angle), math.sin(angle)) if channel == first else (-math.sin(angle), math.cos(angle))
+        direction = torch.zeros(head_dim)
+        direction[first], direction[second] = turned
+        kept[head] -= (1 - share) * torch.outer(direction, direction)
+    return kept
+
+
+def remove(attention, q):
+    """q [B, T, H, d] without what is borrowed."""
+    return torch.einsum("bthd,hde->bthe", q, attention.kept.to(q.dtype))
+
+
 def delayed_eviction_attention(module, query, key, value, attention_mask, **options):
-    mask = None if module.eviction.noise is None else module.eviction.attention_mask().to(query.dtype)
+    student = module.eviction.noise is not None
+    if student and module.eviction.zero_after_rope:
+        query = remove(module, query.transpose(1, 2)).transpose(1, 2)
+    mask = module.eviction.attention_mask().to(query.dtype) if student else None
     return sdpa_attention_forward(module, query, key, value, mask, **options)
 
 

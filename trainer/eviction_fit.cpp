@@ -15,9 +15,10 @@ at::Tensor log_importance(const at::Tensor& importance) { return at::log(importa
 // Rows that pass through the cache together: the scores and the gradient then read the features from memory once.
 constexpr int64_t kRowBlock = 4096;
 
-// Gradient [F, G] of the summed weighted logistic loss at w [F, G].
-at::Tensor logistic_gradient(const at::Tensor& x_NF, const at::Tensor& w_FG, const at::Tensor& label_NG,
-                             const at::Tensor& weight_NG) {
+// Gradient [F, G] of the summed weighted logistic loss at w [F, G].  scale_NG (undefined: ones) multiplies the scores,
+// but not the part that comes from the last column when that is the intercept.
+at::Tensor logistic_gradient(const at::Tensor& x_NF, const at::Tensor& scale_NG, bool with_intercept,
+                             const at::Tensor& w_FG, const at::Tensor& label_NG, const at::Tensor& weight_NG) {
   // [G, F] products: BLAS is several times slower on the tall, narrow result of x^T residual.
   const at::Tensor w_GF = w_FG.t().contiguous();
   at::Tensor gradient_GF = at::zeros_like(w_GF);
@@ -25,8 +26,15 @@ at::Tensor logistic_gradient(const at::Tensor& x_NF, const at::Tensor& w_FG, con
     const auto block = [&](const at::Tensor& rows) {
       return rows.slice(0, begin, std::min(begin + kRowBlock, rows.size(0)));
     };
-    const at::Tensor residual = at::sigmoid(at::linear(block(x_NF), w_GF)).sub_(block(label_NG)).mul_(block(weight_NG));
-    gradient_GF.add_(at::matmul(residual.t(), block(x_NF)));
+    at::Tensor score = at::linear(block(x_NF), w_GF);
+    if (scale_NG.defined()) {
+      const at::Tensor unscaled_G = with_intercept ? w_GF.select(1, -1) : at::zeros({w_GF.size(0)}, w_GF.options());
+      score.sub_(unscaled_G).mul_(block(scale_NG)).add_(unscaled_G);
+    }
+    const at::Tensor residual = at::sigmoid(score).sub_(block(label_NG)).mul_(block(weight_NG));
+    const at::Tensor scaled = scale_NG.defined() ? residual * block(scale_NG) : residual;
+    gradient_GF.add_(at::matmul(scaled.t(), block(x_NF)));
+    if (scale_NG.defined() && with_intercept) gradient_GF.select(1, -1).add_(at::sum(residual - scaled, {0}));
   }
   return gradient_GF.t();
 }
@@ -57,8 +65,8 @@ double order_statistic(const at::Tensor& values, double fraction) {
   return std::get<0>(at::kthvalue(flat, std::clamp<int64_t>(rank, 1, flat.numel()))).item<double>();
 }
 
-KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& importance_NG, double threshold,
-                               const FitOptions& options) {
+KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& scale_NG,
+                               const at::Tensor& importance_NG, double threshold, const FitOptions& options) {
   const at::NoGradGuard no_grad;
   const int64_t num_rows = features_ND.size(0), num_heads = importance_NG.size(1);
   const at::Tensor x =
@@ -69,6 +77,10 @@ KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& 
   const at::Tensor label_NG = (log_ratio_NG > 0).to(at::kFloat);
   const at::Tensor weight_NG = (ratio_NG - 1.0).abs_();
 
+  // Relative to its mean, so that weights have the same size with and without it.
+  const at::Tensor mean_scale_G = scale_NG.defined() ? at::mean(scale_NG, {0}) : at::Tensor();
+  const at::Tensor relative_NG = scale_NG.defined() ? scale_NG / mean_scale_G : at::Tensor();
+
   // Ridge on log importance relative to the threshold: a start whose sign is already the decision.
   at::Tensor gram = at::matmul(x.t(), x);
   gram.diagonal().add_(options.ridge);
@@ -78,12 +90,14 @@ KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& 
   Adam adam(w);
   const double normaliser = 1.0 / static_cast<double>(num_rows * num_heads);
   for (int64_t i = 0; i < options.iterations; ++i) {
-    const at::Tensor gradient =
-        logistic_gradient(x, w, label_NG, weight_NG).mul(normaliser).add_(w, 2.0 * options.weight_decay);
+    const at::Tensor gradient = logistic_gradient(x, relative_NG, options.with_intercept, w, label_NG, weight_NG)
+                                    .mul(normaliser)
+                                    .add_(w, 2.0 * options.weight_decay);
     adam.update(w, gradient, kRate * (1.0 - static_cast<double>(i) / static_cast<double>(options.iterations)));
   }
   KeepFunction keep;
   keep.weight_GD = w.slice(0, 0, features_ND.size(1)).t().contiguous();
+  if (scale_NG.defined()) keep.weight_GD.div_(mean_scale_G.unsqueeze(1));
   keep.intercept_G =
       options.with_intercept ? w.select(0, features_ND.size(1)).clone() : at::zeros({num_heads}, w.options());
   return keep;

@@ -20,13 +20,14 @@ struct FitOptions {
 };
 
 struct KeepFunction {
-  at::Tensor weight_GD;    // keep score = features weight^T + intercept, in log-odds
+  at::Tensor weight_GD;    // keep score = scale * (features weight^T) + intercept, in log-odds
   at::Tensor intercept_G;  // zeros without intercept
 };
 
-// features_ND [N, D], importance_NG [N, G], float32; rows are (token, decision) pairs.
-KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& importance_NG, double threshold,
-                               const FitOptions& options);
+// features_ND [N, D], importance_NG [N, G], float32; rows are (token, decision) pairs.  scale_NG (undefined: ones): a
+// factor on the features for each head.
+KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& scale_NG,
+                               const at::Tensor& importance_NG, double threshold, const FitOptions& options);
 
 // The value below which a share `fraction` of all entries lies (the k-th smallest).
 double order_statistic(const at::Tensor& values, double fraction);

@@ -2,13 +2,25 @@
 
 #include <algorithm>
 
+#include "checkpoints/export.h"
 #include "recipes/user_error.h"
 
 namespace dms {
 
 namespace {
 
-const std::vector<std::string> kExportTargets{"hf", "sidecar"};
+// The targets' names, as an error lists them.
+std::vector<std::string> export_target_names() {
+  std::vector<std::string> names;
+  for (const ExportTarget& target : export_targets()) names.push_back(target.name);
+  return names;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
 
 void describe_trainer(Schema& schema, TrainerOptions& o) {
   schema.integer("steps", o.steps, 0, int64_t{1} << 31, "optimizer steps; 0 = the warm start only");
@@ -63,7 +75,7 @@ void describe(Schema& schema, Recipe& r) {
   schema.section("distillation", "the loss against the uncompressed model", [&] { describe(schema, r.distillation); });
   schema.section("warm_start", "the fit before training", [&] { describe(schema, r.warm_start); });
   schema.section("trainer", "the run", [&] { describe_trainer(schema, r.trainer); });
-  schema.list("export_targets", r.export_targets, "destinations the result must fit: hf, sidecar");
+  schema.list("export_targets", r.export_targets, "destinations the result must fit: " + joined(export_target_names()));
 }
 
 void check_recipe(const Recipe& r, const std::string& where) {
@@ -84,6 +96,14 @@ void check_recipe(const Recipe& r, const std::string& where) {
   if (r.adapter.kind == AdapterKind::linear && r.adapter.rank != 0) {
     reject(where, "adapter.rank is for the neuron adapter", "remove it or set adapter.kind: neuron");
   }
+  if (r.adapter.kind == AdapterKind::linear && (r.adapter.zero_after_rope || r.adapter.zeroing_steps != 0)) {
+    reject(where, "adapter.zero_after_rope and adapter.zeroing_steps are for the neuron adapter",
+           "remove them or set adapter.kind: neuron");
+  }
+  if (r.adapter.zeroing_steps > r.trainer.steps) {
+    reject(where, "adapter.zeroing_steps is more than trainer.steps",
+           "the borrowed channel must be out of the score when training ends");
+  }
   if (r.warm_start.tokens > 0 && r.warm_start.tokens < r.trainer.sequence_length) {
     reject(where, "warm_start.tokens is less than one sequence of trainer.sequence_length",
            "set it to 0 (off) or to at least the sequence length");
@@ -92,10 +112,10 @@ void check_recipe(const Recipe& r, const std::string& where) {
     reject(where, "nothing to do: warm_start.tokens and trainer.steps are both 0", "set one of them");
   }
   for (const std::string& target : r.export_targets) {
-    if (std::find(kExportTargets.begin(), kExportTargets.end(), target) == kExportTargets.end()) {
-      reject(
-          where, "unknown export target '" + target + "'",
-          did_you_mean(target, kExportTargets).empty() ? "targets: hf, sidecar" : did_you_mean(target, kExportTargets));
+    const std::vector<std::string> names = export_target_names();
+    if (std::find(names.begin(), names.end(), target) == names.end()) {
+      const std::string hint = did_you_mean(target, names);
+      reject(where, "unknown export target '" + target + "'", hint.empty() ? "targets: " + joined(names) : hint);
     }
   }
 }

@@ -56,8 +56,7 @@ class Run {
         files_(open_token_files(recipe_.data.train, recipe_.model_path, architecture_)),
         order_(files_, recipe_.trainer.sequence_length, static_cast<uint64_t>(recipe_.trainer.seed)),
         calibration_(files_, recipe_.trainer.sequence_length, calibration_seed(recipe_)) {
-    origin_.base_model = fs::path(recipe_.model_path).filename().string();
-    if (origin_.base_model.empty()) origin_.base_model = fs::path(recipe_.model_path).parent_path().filename().string();
+    origin_.base_model = base_model_name(recipe_.model_path);
     origin_.base_sha256 = base_model_hash(recipe_.model_path);
     origin_.recipe_sha256 = sha256_hex(dump_recipe(recipe_));
   }
@@ -94,13 +93,11 @@ class Run {
   // Adapter, warm start, run directory.  Returns the first step.
   int64_t start_fresh() {
     std::vector<std::vector<BorrowedChannel>> borrowed;
-    if (recipe_.adapter.kind == AdapterKind::neuron) borrowed = choose_neurons(*source_, rope_, calibration_.sample(0));
-    adapter_ = make_adapter(recipe_.eviction, recipe_.adapter, *source_, borrowed);
     if (recipe_.adapter.kind == AdapterKind::neuron) {
-      std::fprintf(stderr, "borrowing %ld query channels costs a KL of %.6f nats/token before any eviction\n",
-                   architecture_.num_layers * architecture_.num_kv_heads,
-                   borrowing_cost_kl(*source_, *adapter_, rope_, calibration_.sample(1)));
+      borrowed = choose_neurons(*source_, recipe_.adapter, recipe_.eviction, rope_, calibration_.sample(0));
     }
+    adapter_ = make_adapter(recipe_.eviction, recipe_.adapter, *source_, borrowed);
+    if (recipe_.adapter.kind == AdapterKind::neuron) announce_borrowing();
     if (recipe_.warm_start.tokens > 0) fit_adapter();
 
     fs::create_directories(options_.run_dir);
@@ -108,6 +105,23 @@ class Run {
     optimizer_ = std::make_unique<Optimizer>(*adapter_, recipe_.trainer.optimizer);
     save(0);
     return 0;
+  }
+
+  void announce_borrowing() const {
+    const BorrowingCost cost = borrowing_cost_kl(*source_, *adapter_, rope_, calibration_.sample(1));
+    std::fprintf(stderr, "borrowing %ld query channels costs a KL of %.6f nats/token before any eviction; by layer:",
+                 architecture_.num_layers * architecture_.num_kv_heads, cost.all);
+    for (size_t layer = 0; layer < cost.of_layer_L.size(); ++layer) {
+      std::fprintf(stderr, "%s%2zu %.6f", layer % 6 == 0 ? "\n  " : "  ", layer, cost.of_layer_L[layer]);
+    }
+    std::fprintf(stderr, "\n");
+  }
+
+  // Channels leave the attention score over zeroing_steps; what is saved and evaluated is without them.
+  void set_borrowed_share(int64_t step) {
+    const auto zeroing_steps = static_cast<double>(recipe_.adapter.zeroing_steps);
+    adapter_->set_borrowed_share(zeroing_steps > 0 ? std::max(1.0 - static_cast<double>(step) / zeroing_steps, 0.0)
+                                                   : 0.0);
   }
 
   void fit_adapter() {
@@ -140,6 +154,7 @@ class Run {
     const int64_t first_sample = step * recipe_.trainer.global_batch;
     std::vector<Sample> batch;
     for (int64_t i = 0; i < recipe_.trainer.global_batch; ++i) batch.push_back(order_.sample(first_sample + i));
+    set_borrowed_share(step);
     const StepResult result = training_step(*source_, *adapter_, step_options, rope_, step, first_sample, batch);
     const double gradient_norm = global_norm(result.gradients);
     require_finite(result, gradient_norm, step);
@@ -230,6 +245,7 @@ ActivationCheckpointing fastest_plan_that_fits(const Recipe& recipe, const Archi
 }  // namespace
 
 void resolve_recipe(Recipe& recipe, const Architecture& architecture) {
+  require_exportable(recipe, architecture);
   const bool native = cpu_computes_bfloat16();
   if (recipe.trainer.dtype == ComputeDtype::automatic) {
     recipe.trainer.dtype = native ? ComputeDtype::bfloat16 : ComputeDtype::float32;

@@ -1,5 +1,8 @@
 #include "trainer/trained_adapter.h"
 
+#include "checkpoints/export.h"
+#include "recipes/user_error.h"
+
 namespace dms {
 
 namespace {
@@ -13,28 +16,57 @@ std::vector<std::vector<BorrowedChannel>> borrowed_channels(const AdapterFile& f
     TORCH_CHECK(found != nullptr, name, " passed the reader's checks but is missing");
     const at::Tensor index_G2 = found->contiguous();
     const int64_t* index = index_G2.data_ptr<int64_t>();
+    const at::Tensor* angle_G =
+        find_tensor(file.tensors, "model.layers." + std::to_string(layer) + ".self_attn.dms_neuron.angle");
     borrowed.emplace_back();
-    for (int64_t g = 0; g < a.num_kv_heads; ++g) borrowed.back().push_back({index[2 * g], index[2 * g + 1]});
+    for (int64_t g = 0; g < a.num_kv_heads; ++g) {
+      const float angle = angle_G == nullptr ? 0.0F : (*angle_G)[g].item<float>();
+      borrowed.back().push_back({index[2 * g], index[2 * g + 1], angle});
+    }
   }
   return borrowed;
 }
 
-}  // namespace
-
-AdapterFile to_adapter_file(const Adapter& adapter, const Recipe& recipe, const AdapterOrigin& origin) {
+// What a recipe settles before anything is trained.
+AdapterFile settings_of(const Recipe& recipe) {
   AdapterFile file;
-  file.adapter = adapter.options().kind == AdapterKind::linear ? "linear" : "neuron";
-  file.bias = adapter.options().bias == AdapterBias::per_head ? "per_head" : "none";
-  file.rank = adapter.options().rank;
+  file.adapter = recipe.adapter.kind == AdapterKind::linear ? "linear" : "neuron";
+  file.bias = recipe.adapter.bias == AdapterBias::per_head ? "per_head" : "none";
+  file.rank = recipe.adapter.rank;
   file.alpha_scale = recipe.eviction.alpha_scale;
-  file.alpha_offset = adapter.alpha_offset();
+  file.alpha_offset = recipe.eviction.alpha_offset;
   file.window = recipe.eviction.window;
   file.decision_shift = recipe.eviction.decision_shift;
-  file.zero_after_rope = false;
+  file.zero_after_rope = recipe.adapter.zero_after_rope;
   file.attend_across_documents = recipe.data.attend_across_documents;
   file.target_cr = recipe.compression.final;
-  file.step = origin.step;
   file.sequence_length = recipe.trainer.sequence_length;
+  return file;
+}
+
+}  // namespace
+
+void require_exportable(const Recipe& recipe, const Architecture& architecture) {
+  AdapterFile planned = settings_of(recipe);
+  if (recipe.adapter.kind == AdapterKind::neuron && recipe.adapter.channel == AdapterChannel::last) {
+    for (int64_t layer = 0; layer < architecture.num_layers; ++layer) {
+      at::Tensor index_G2 = at::empty({architecture.num_kv_heads, 2}, at::kLong);
+      index_G2.select(1, 0).copy_(at::arange(architecture.num_kv_heads, at::kLong) * architecture.group_size());
+      index_G2.select(1, 1).fill_(architecture.head_dim - 1);
+      planned.tensors.emplace_back("model.layers." + std::to_string(layer) + ".self_attn.dms_neuron.index", index_G2);
+    }
+  }
+  for (const std::string& name : recipe.export_targets) {
+    const std::string reason = find_export_target(name).objection(architecture, planned);
+    if (reason.empty()) continue;
+    throw UserError("export_targets", "what this recipe trains could not be exported to " + name, {reason});
+  }
+}
+
+AdapterFile to_adapter_file(const Adapter& adapter, const Recipe& recipe, const AdapterOrigin& origin) {
+  AdapterFile file = settings_of(recipe);
+  file.alpha_offset = adapter.alpha_offset();
+  file.step = origin.step;
   file.base_model = origin.base_model;
   file.base_sha256 = origin.base_sha256;
   file.recipe_sha256 = origin.recipe_sha256;
@@ -58,6 +90,7 @@ TrainedAdapter load_trained_adapter(const std::string& dir, WeightSource& source
   options.kind = file.adapter == "linear" ? AdapterKind::linear : AdapterKind::neuron;
   options.rank = file.rank;
   options.bias = file.bias == "per_head" ? AdapterBias::per_head : AdapterBias::none;
+  options.zero_after_rope = file.zero_after_rope;
   trained.adapter = make_adapter(trained.eviction, options, source, borrowed_channels(file, source.architecture()));
   load_parameters(*trained.adapter, file.tensors);
   return trained;

@@ -18,6 +18,9 @@ struct AdapterOrigin {
 };
 AdapterFile to_adapter_file(const Adapter& adapter, const Recipe& recipe, const AdapterOrigin& origin);
 
+// Throws UserError when the adapters of such a recipe could not be exported to one of its export_targets.
+void require_exportable(const Recipe& recipe, const Architecture& architecture);
+
 // An adapter read back, with the eviction rule it was trained for.
 struct TrainedAdapter {
   AdapterFile file;

@@ -44,7 +44,7 @@ std::vector<int64_t> fitted_keys(const DocumentOffsets& documents, int64_t windo
 }
 
 struct LayerObservation {
-  at::Tensor features_ND;  // undefined when not wanted
+  at::Tensor features_ND, scale_NG;  // undefined when not wanted, or, for the scale, when the adapter has none
   at::Tensor importance_NG;
 };
 
@@ -62,8 +62,10 @@ LayerObservation observe_layer(const Architecture& a, const LayerWeights& weight
   LayerObservation observation;
   observation.importance_NG = importance_GT.index_select(1, keys_N).t().contiguous();
   if (with_features) {
-    observation.features_ND =
-        adapter.features_TD(layer, sequence.x_TD, normed_TD).index_select(0, keys_N + eviction.decision_shift);
+    const at::Tensor deciders_N = keys_N + eviction.decision_shift;
+    observation.features_ND = adapter.features_TD(layer, sequence.x_TD, normed_TD).index_select(0, deciders_N);
+    const at::Tensor scale_TG = adapter.feature_scale_TG(layer, normed_TD);
+    if (scale_TG.defined()) observation.scale_NG = scale_TG.index_select(0, deciders_N);
   }
   sequence.x_TD = finish_layer(a, weights, sequence.x_TD, attention.out_BHTd);
   return observation;
@@ -114,16 +116,20 @@ WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const Evictio
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     if (stop()) throw Interrupted("stopped during the warm start; nothing of it is kept");
     const LayerWeights weights = source.layer(layer);
-    std::vector<at::Tensor> features, importance;
+    std::vector<at::Tensor> features, scale, importance;
     for (CalibrationSequence& sequence : sequences) {
       LayerObservation seen = observe_layer(a, weights, adapter, eviction, layer, rope, sequence, true);
       features.push_back(std::move(seen.features_ND));
+      if (seen.scale_NG.defined()) scale.push_back(std::move(seen.scale_NG));
       importance.push_back(std::move(seen.importance_NG));
     }
     const at::Tensor features_ND = at::cat(features);
     features.clear();
-    keep.push_back(fit_keep_function(features_ND, at::cat(importance), result.threshold, fit));
-    score_NG.push_back(at::matmul(features_ND, keep.back().weight_GD.t()) + keep.back().intercept_G);
+    const at::Tensor scale_NG = scale.empty() ? at::Tensor() : at::cat(scale);
+    keep.push_back(fit_keep_function(features_ND, scale_NG, at::cat(importance), result.threshold, fit));
+    at::Tensor linear_NG = at::matmul(features_ND, keep.back().weight_GD.t());
+    if (scale_NG.defined()) linear_NG.mul_(scale_NG);
+    score_NG.push_back(linear_NG + keep.back().intercept_G);
     progress(layer + 1, a.num_layers);
   }
 

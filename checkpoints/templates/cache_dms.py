@@ -100,7 +100,7 @@ class DmsCacheLayer(CacheLayerMixin):
         """Attention of T new tokens over what is stored and over each other; then stores them.
 
         query [B, H, T, d]; key, value [B, G, T, d], after RoPE; evict [B, G, T], eviction logit > 0, or None for no
-        eviction; valid [B, T], False at left padding, or None. Returns [B, H, T, d].
+        eviction; valid [B, T], False at padding, or None. Returns [B, H, T, d], anything finite at padding.
         """
         if not self.is_initialized:
             self.lazy_initialization(key, value)
@@ -124,7 +124,12 @@ class DmsCacheLayer(CacheLayerMixin):
         else:
             if valid is None:
                 valid = torch.ones(batch, tokens, dtype=torch.bool, device=self.device)
-            valid = valid.repeat_interleave(num_kv, 0)
+            valid = valid.to(self.device).repeat_interleave(num_kv, 0)
+            # Padding anywhere becomes left padding: then the token before a token is its neighbour.
+            order = valid.to(torch.int8).argsort(dim=1, stable=True)
+            key, value = (x.gather(1, order[:, :, None].expand_as(x)) for x in (key, value))
+            query = query.gather(2, order[:, None, :, None].expand_as(query))
+            evict, valid = evict.gather(1, order), valid.gather(1, order)
             outputs, begin = [], 0
             while begin < tokens:
                 length = BLOCK_ELEMENTS // (num * (self.longest + BLOCK_TOKENS))
@@ -138,6 +143,7 @@ class DmsCacheLayer(CacheLayerMixin):
                 )
                 begin = end
             output = torch.cat(outputs, 2)
+            output = torch.empty_like(output).scatter(2, order[:, None, :, None].expand_as(output), output)
         self.tokens_seen += tokens
         return output.reshape(batch, -1, tokens, head_dim)
 
@@ -190,8 +196,10 @@ class DmsCacheLayer(CacheLayerMixin):
 
         # Positions and decisions of the stored tokens; those that this block decides come first.
         seen = self.seen[:, None]
+        first = tokens - valid.sum(1, keepdim=True)  # of the block's tokens that is not padding
         for i in range(min(self.shift, tokens)):
-            self.ring_evict.scatter_(1, (seen + i - self.shift) % ring, evict[:, i : i + 1])
+            decision = evict.gather(1, (first + i).clamp_(max=tokens - 1)) & (first + i < tokens)
+            self.ring_evict.scatter_(1, (seen + i - self.shift) % ring, decision)
         entries = torch.arange(ring, device=self.device)
         entry_position = seen - 1 - (seen - 1 - entries) % ring
         column = torch.where(entry_position >= 0, self.ring_slot, rows).to(torch.int64)  # the extra column is dropped
@@ -299,6 +307,13 @@ class DmsCache(Cache):
                 DmsCacheLayer(config.dms_window, config.dms_decision_shift) for _ in range(config.num_hidden_layers)
             ]
         )
+
+    # Whether some row was given padding, which later attention masks must repeat.
+    has_padding = False
+
+    def tokens_read(self):
+        """[B]: tokens read so far, padding not included."""
+        return self.layers[0].seen[:: self.layers[0].num_kv_heads]
 
     def kv_memory(self):
         """Bytes over all layers: live keys and values, allocated (spare rows and bookkeeping included), and what a

@@ -23,6 +23,7 @@ class DmsSettings:
     dms_window = 256
     dms_decision_shift = 1
     dms_zero_after_rope = False  # neuron: zero the borrowed channel after RoPE as well as before
+    dms_turned_channels = False  # neuron: borrowed channels are turned by an angle in their rotary pair
     dms_eviction = True
 
 

@@ -65,6 +65,8 @@ class DmsNeuron(nn.Module):
         if config.dms_adapter_bias == "per_head":
             self.bias = nn.Parameter(torch.zeros(num_kv_heads))
         self.register_buffer("index", torch.zeros(num_kv_heads, 2, dtype=torch.int64))
+        if config.dms_turned_channels:
+            self.register_buffer("angle", torch.zeros(num_kv_heads))
 
     def forward(self, normed):
         """[B, T, D] -> [B, T, G], in float32."""
@@ -72,6 +74,24 @@ class DmsNeuron(nn.Module):
         if self.rank == 0:
             return F.linear(normed, self.weight.float())
         return F.linear(F.linear(normed, self.lora_A.weight.float()), self.lora_B.weight.float())
+
+    def remove_from(self, query):
+        """Takes what is borrowed out of the queries [B, T, H, d]. It is channel c of a head turned by an angle in its
+        rotary pair (c, c + d/2): RoPE, a rotation in the same plane, changes nothing about that."""
+        query = query.clone()
+        head, channel = self.index.unbind(1)
+        if not hasattr(self, "angle"):
+            query[:, :, head, channel] = 0
+            return query
+        half = query.shape[-1] // 2
+        partner = (channel + half) % (2 * half)
+        angle = torch.where(channel < half, self.angle, -self.angle).float()
+        cos, sin = angle.cos(), angle.sin()
+        own, other = query[:, :, head, channel].float(), query[:, :, head, partner].float()
+        along = cos * own + sin * other
+        query[:, :, head, channel] = (own - cos * along).to(query.dtype)
+        query[:, :, head, partner] = (other - sin * along).to(query.dtype)
+        return query
 
 
 class DmsAttention(nn.Module):
@@ -124,15 +144,7 @@ class DmsAttention(nn.Module):
             query = self.q_norm.weight * query.to(normed.dtype)
         else:
             query = self._query(normed)
-        return query.masked_fill(self._borrowed(), 0), self._scale(x, self.dms_neuron)
-
-    def _borrowed(self):
-        head, channel = self.dms_neuron.index.unbind(1)
-        borrowed = torch.zeros(
-            self.config.num_attention_heads, self.head_dim, dtype=torch.bool, device=self.dms_neuron.index.device
-        )
-        borrowed[head, channel] = True
-        return borrowed
+        return self.dms_neuron.remove_from(query), self._scale(x, self.dms_neuron)
 
     def forward(self, residual, normed, cos, sin, cache, valid, keep_state, replay):
         """residual, normed [B, T, D]: the layer's input before and after input_layernorm.
@@ -155,7 +167,7 @@ class DmsAttention(nn.Module):
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
         if logit is not None and self.config.dms_adapter == "neuron" and self.config.dms_zero_after_rope:
-            query = query.masked_fill(self._borrowed()[:, None], 0)
+            query = self.dms_neuron.remove_from(query.transpose(1, 2)).transpose(1, 2)
 
         evict = None
         if logit is not None:
@@ -184,9 +196,11 @@ class DmsDecoderLayer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), logit
 
 
-def valid_tokens(attention_mask, batch, past, tokens):
-    """Which of the new tokens are real: [B, T], or None when all are. Refuses what a compact cache cannot hold."""
+def valid_tokens(attention_mask, batch, past, tokens, cache):
+    """Which of the new tokens are real: [B, T], or None when all are. Refuses what a compact cache cannot do."""
     if attention_mask is None:
+        if cache is not None and cache.has_padding:
+            raise ValueError("the cache was filled with an attention_mask that hides padding: pass it on")
         return None
     if not torch.is_tensor(attention_mask) or attention_mask.dim() != 2:
         raise ValueError("a DMS model takes a two-dimensional attention_mask (1 = token, 0 = padding) only")
@@ -196,10 +210,13 @@ def valid_tokens(attention_mask, batch, past, tokens):
             f"{(batch, past + tokens)}, got {tuple(attention_mask.shape)}"
         )
     mask = attention_mask.bool()
-    if mask.all():
-        return None
-    if (mask[:, :-1] & ~mask[:, 1:]).any():
-        raise ValueError("a DMS model supports left padding only: set tokenizer.padding_side = 'left'")
+    if past > 0 and (cache.has_padding or not mask.all()):
+        if (mask[:, :past].sum(1).to(cache.tokens_read().device) != cache.tokens_read()).any():
+            raise ValueError(
+                "attention_mask hides or shows other tokens than when they entered the cache, and what a compact cache "
+                "has read it cannot take back. Tokens generated for a sequence that had ended count as read: continue "
+                "its conversation from a fresh cache"
+            )
     valid = mask[:, past:]
     return None if valid.all() else valid
 
@@ -218,7 +235,7 @@ class DmsPreTrainedModel(PreTrainedModel):
         elif TRANSFORMERS_4:  # wants names of modules
             adapter = ["dms_neuron"]
         else:  # the whole module would include dms_neuron.index, and turn it into floats
-            adapter = ["dms_neuron.weight", "dms_neuron.bias", "lora_A", "lora_B"]
+            adapter = ["dms_neuron.weight", "dms_neuron.bias", "dms_neuron.angle", "lora_A", "lora_B"]
         self._keep_in_fp32_modules_strict = adapter
 
 
@@ -254,7 +271,7 @@ class DmsModel(DmsPreTrainedModel):
             return (attention_mask.long().cumsum(1) - 1).clamp_(min=0)[:, past:].to(device)
         step = position_ids.diff(dim=-1) != 1
         if valid is not None:
-            step = step & valid[:, :-1].to(step.device)
+            step = step & (valid[:, :-1] & valid[:, 1:]).to(step.device)
         if step.any():
             raise ValueError("a DMS model takes one document a row: position_ids must count up by one")
         return position_ids
@@ -287,7 +304,9 @@ class DmsModel(DmsPreTrainedModel):
         keep_state = use_cache or past_key_values is not None
         cache = self._cache(past_key_values) if keep_state else None
         past = cache.get_seq_length() if keep_state else 0
-        valid = valid_tokens(attention_mask, batch, past, tokens)
+        valid = valid_tokens(attention_mask, batch, past, tokens, cache)
+        if keep_state and valid is not None:
+            cache.has_padding = True
         positions = self._positions(position_ids, attention_mask, valid, past, tokens, hidden.device)
         cos, sin = self.rotary_emb(hidden, positions)
 

@@ -106,6 +106,25 @@ TEST(AdapterFile, EveryKindIsReadBackAsWritten) {
   }
 }
 
+TEST(AdapterFile, AnglesOfBorrowedChannelsAreThereForAllLayersOrNone) {
+  const TemporaryDirectory dir;
+  AdapterFile written = sample("neuron");
+  EXPECT_FALSE(has_turned_channels(written));
+  const auto angle_name = [](int64_t i) { return "model.layers." + std::to_string(i) + ".self_attn.dms_neuron.angle"; };
+  written.tensors.emplace_back(angle_name(0), at::tensor({0.5F, -1.0F}));
+  write_adapter_file(dir.path(), written);
+  EXPECT_TRUE(says(read_error(dir.path()), "has no '" + angle_name(1) + "'"));
+  written.tensors.emplace_back(angle_name(1), at::tensor({0.0F, 3.0F}));
+  write_adapter_file(dir.path(), written);
+  const AdapterFile read = read_adapter_file(dir.path(), tiny_architecture(), kBase);
+  EXPECT_TRUE(has_turned_channels(read));
+  EXPECT_EQ(read.tensors.size(), written.tensors.size());
+
+  Architecture normed = tiny_architecture();
+  normed.family.qk_norm = true;
+  EXPECT_TRUE(says(user_error_of([&] { read_adapter_file(dir.path(), normed, kBase); }), "has a norm on its queries"));
+}
+
 TEST(AdapterFile, BothFilesHoldTheSettings) {
   const TemporaryDirectory dir;
   write_adapter_file(dir.path(), sample("linear"));

@@ -256,7 +256,7 @@ TEST_F(Export, RefusesAdaptersOfAnotherBaseModel) {
 TEST(ExportTargets, AMisspelledOneIsAnsweredWithTheList) {
   const std::string message = user_error_of([] { find_export_target("sidcar"); });
   EXPECT_TRUE(says(message, "no export target 'sidcar'"));
-  EXPECT_TRUE(says(message, "targets: hf, sidecar"));
+  EXPECT_TRUE(says(message, "targets: hf, nvidia, fastdms, kvpress, sidecar"));
   EXPECT_TRUE(says(message, "did you mean 'sidecar'?"));
 }
 

@@ -325,6 +325,19 @@ TEST_F(ModelDir, ATiedModelWithItsOwnHeadIsTiedOnlyWhenTheyAreEqual) {
   EXPECT_FALSE(untied->head().equal(untied->embedding()));
 }
 
+TEST_F(ModelDir, IsCalledByItsSourceItsHubNameOrItsDirectory) {
+  EXPECT_EQ(base_model_name(dir()), "model");
+  EXPECT_EQ(base_model_name(dir() + "/"), "model");
+  for (const char* path : {"/home/someone/checkpoint", "./checkpoint", "../a", "~/a", "a/b/c", ""}) {
+    set_config("_name_or_path", path);
+    EXPECT_EQ(base_model_name(dir()), "model") << path;
+  }
+  set_config("_name_or_path", "meta-llama/Llama-3.2-1B");
+  EXPECT_EQ(base_model_name(dir()), "meta-llama/Llama-3.2-1B");
+  write_test_file(file("source.json"), R"({"name": "SmolLM2-135M-Instruct"})");
+  EXPECT_EQ(base_model_name(dir()), "SmolLM2-135M-Instruct");
+}
+
 TEST_F(ModelDir, TheBaseHashFollowsTheContentNotThePlace) {
   const std::string hash = base_model_hash(dir());
   EXPECT_EQ(hash.size(), 64u);

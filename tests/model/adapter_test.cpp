@@ -8,7 +8,6 @@
 #include "tests/support/dense_model.h"
 #include "tests/support/tensor_comparison.h"
 #include "tests/support/tiny_source.h"
-#include "tests/support/user_error_of.h"
 
 namespace dms {
 namespace {
@@ -118,7 +117,7 @@ TEST_F(AdapterTest, ParametersHaveTheNamesOfTheAdapterFileLayerByLayer) {
 
 TEST_F(AdapterTest, NeuronTakesItsChannelsOutOfTheScoreBeforeRope) {
   const auto adapter = make({AdapterKind::neuron, 0, AdapterBias::none});
-  EXPECT_FALSE(make({AdapterKind::linear, 0, AdapterBias::none})->query_mask_Hd(0).defined());
+  EXPECT_FALSE(make({AdapterKind::linear, 0, AdapterBias::none})->read(0, x_TD_, normed(0)).query.keep_Hd.defined());
   for (int64_t layer = 0; layer < 2; ++layer) {
     at::Tensor expected_Hd = at::ones({8, 8}, at::kFloat);
     LayerWeights weights = source_->layer(layer);
@@ -127,11 +126,11 @@ TEST_F(AdapterTest, NeuronTakesItsChannelsOutOfTheScoreBeforeRope) {
       expected_Hd[c.head][c.channel] = 0.0;
       weights.q_proj[c.head * 8 + c.channel] = 0.0;  // the same as never having computed the channel
     }
-    EXPECT_TRUE(is_bit_equal(adapter->query_mask_Hd(layer), expected_Hd));
+    const QueryEdit edit = adapter->read(layer, x_TD_, normed(layer)).query;
+    EXPECT_TRUE(is_bit_equal(edit.keep_Hd, expected_Hd));
     const Architecture& a = source_.architecture();
     const RopeTables rope = make_rope_tables(a, kTokens, x_TD_.options());
-    const AttentionInputs masked =
-        attention_inputs(a, source_->layer(layer), normed(layer), rope, adapter->query_mask_Hd(layer));
+    const AttentionInputs masked = attention_inputs(a, source_->layer(layer), normed(layer), rope, edit);
     const AttentionInputs expected = attention_inputs(a, weights, normed(layer), rope, {});
     EXPECT_TRUE(is_near(masked.q_BHTd, expected.q_BHTd, 1e-7));
     EXPECT_TRUE(is_bit_equal(masked.k_BGTd.contiguous(), expected.k_BGTd.contiguous()));
@@ -217,28 +216,35 @@ TEST_F(AdapterTest, LoadParametersRestoresEveryOneAndNamesWhatIsWrong) {
   EXPECT_EQ(message(), "adapter tensor 'model.layers.1.self_attn.dms_proj_alpha.bias' is missing");
 }
 
-TEST_F(AdapterTest, NeuronIsRefusedWhereAQueryNormWouldBendIt) {
-  class QueryNorm final : public WeightSource {
-   public:
-    QueryNorm() {
-      architecture_.family.model_type = "qwen3";
-      architecture_.family.qk_norm = true;
+TEST_F(AdapterTest, WhatIsBorrowedMayLieAtAnAngleInItsRotaryPair) {
+  const std::vector<std::vector<BorrowedChannel>> turned{{{0, 7, 0.5F}, {3, 3, 2.0F}, {4, 4, 0.0F}, {7, 7, -1.0F}},
+                                                         {{1, 7, 0.1F}, {2, 7, 1.5F}, {5, 7, 3.0F}, {6, 7, -2.0F}}};
+  const Architecture& a = source_.architecture();
+  const RopeTables rope = make_rope_tables(a, kTokens, x_TD_.options());
+  for (bool after_rope : {false, true}) {
+    AdapterOptions options{AdapterKind::neuron, 0, AdapterBias::none};
+    options.zero_after_rope = after_rope;
+    const auto adapter = make_adapter(eviction_, options, *source_, turned);
+    for (int64_t layer = 0; layer < 2; ++layer) {
+      for (double share : {0.0, 0.25, 1.0}) {
+        adapter->set_borrowed_share(share);
+        const AttentionInputs plain = attention_inputs(a, source_->layer(layer), normed(layer), rope, {});
+        const AttentionInputs edited = attention_inputs(a, source_->layer(layer), normed(layer), rope,
+                                                        adapter->read(layer, x_TD_, normed(layer)).query);
+        // A turn in the plane of the pair commutes with RoPE, but the projection on a direction does not.
+        at::Tensor kept_Hdd = dense_kept_queries_Hdd(*adapter, a, layer);
+        kept_Hdd = (1 - share) * kept_Hdd + share * at::eye(a.head_dim, at::kDouble);
+        LayerWeights weights = source_->layer(layer);
+        const at::Tensor rows_HdD = weights.q_proj.view({a.num_heads, a.head_dim, -1}).to(at::kDouble);
+        weights.q_proj = at::bmm(kept_Hdd, rows_HdD).reshape_as(weights.q_proj).to(at::kFloat);
+        at::Tensor expected_HTd =
+            attention_inputs(a, weights, normed(layer), rope, {}).q_BHTd.squeeze(0).to(at::kDouble);
+        if (after_rope) expected_HTd = at::bmm(expected_HTd, kept_Hdd);
+        EXPECT_TRUE(is_near(edited.q_BHTd.squeeze(0), expected_HTd, 1e-6));
+        EXPECT_EQ(share == 1.0, at::allclose(edited.q_BHTd, plain.q_BHTd));
+      }
     }
-    const Architecture& architecture() const override { return architecture_; }
-    at::ScalarType dtype() const override { return at::kFloat; }
-    LayerWeights layer(int64_t) override { return {}; }
-    at::Tensor embedding() override { return {}; }
-    at::Tensor final_norm() override { return {}; }
-    at::Tensor head() override { return {}; }
-
-   private:
-    Architecture architecture_;
-  } source;
-  const std::string message = user_error_of([&] {
-    make_adapter(eviction_, {AdapterKind::neuron, 0, AdapterBias::none}, source, {});
-  });
-  EXPECT_TRUE(says(message, "'neuron' is not available for model_type 'qwen3'"));
-  EXPECT_TRUE(says(message, "set adapter.kind: linear"));
+  }
 }
 
 }  // namespace

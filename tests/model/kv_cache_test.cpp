@@ -259,7 +259,7 @@ TEST(HardStudent, EqualsTheDenseModelWithItsDecisionsReplayed) {
             const at::Tensor gone_GT = dense_decisions_GT(replayed_GT.to(at::kDouble), 1, {0, kTokens}) > 0;
             num_evicted += gone_GT.sum().item<int64_t>();
             return DenseEviction{at::zeros({2, kTokens}, at::kDouble).masked_fill(gone_GT, kGoneBias),
-                                 adapter->query_mask_Hd(layer)};
+                                 dense_kept_queries_Hdd(*adapter, a, layer)};
           });
       EXPECT_GT(num_evicted, kTokens);
       EXPECT_LT(num_evicted, 3 * kTokens);

@@ -41,11 +41,29 @@ def rotate(x, frequencies):
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def dense_logits(config, dms, weights, tokens, evict=True):
+def borrowed_directions(weights, neuron, head_dim):
+    """Per KV head: the query head, the channel and the unit vector over the head's channels that is borrowed."""
+    index = weights[neuron + "index"].tolist()
+    angles = weights.get(neuron + "angle", torch.zeros(len(index))).double().tolist()
+    directions = []
+    for (head, channel), angle in zip(index, angles):
+        first, second = channel % (head_dim // 2), channel % (head_dim // 2) + head_dim // 2
+        direction = torch.zeros(head_dim, dtype=torch.float64)
+        if channel == first:  # e_first turned by the angle, or e_second
+            direction[first], direction[second] = math.cos(angle), math.sin(angle)
+        else:
+            direction[first], direction[second] = -math.sin(angle), math.cos(angle)
+        directions.append((head, channel, direction))
+    return directions
+
+
+def dense_logits(config, dms, weights, tokens, evict=True, call_starts=None):
     """Logits [T, V] and eviction logits, one [G, T] a layer, of one sequence of token ids.
 
     config: the base model's config.json. dms: adapter, rank, bias, alpha_scale, alpha_offset, window, decision_shift,
     zero_after_rope. weights: name -> tensor, base and adapters together. evict=False: the base model.
+    call_starts: per query, the position from which its distance to keys counts, for runtimes that evict between calls:
+    the first position of the call; -1 for a call that evicts nothing. Default: every query its own.
     """
     w = {name: tensor.double() for name, tensor in weights.items()}
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -75,33 +93,34 @@ def dense_logits(config, dms, weights, tokens, evict=True):
             bias = w.get(prefix + "self_attn.dms_proj_alpha.bias")
         elif evict:
             neuron = prefix + "self_attn.dms_neuron."
-            borrowed = weights[neuron + "index"].tolist()
+            borrowed = borrowed_directions(weights, neuron, head_dim)
             if dms["rank"] == 0:
                 rows = w[neuron + "weight"]
             else:
                 rows = w[neuron + "lora_B.weight"] @ w[neuron + "lora_A.weight"]
             x = normed @ rows.T
-            for g, (head, channel) in enumerate(borrowed):
-                q[:, head, channel] = x[:, g]
             bias = w.get(neuron + "bias")
         if prefix + "self_attn.q_norm.weight" in w:
+            for g, (head, channel, _) in enumerate(borrowed):
+                q[:, head, channel] = x[:, g]
             q = rms_norm(q, w[prefix + "self_attn.q_norm.weight"], eps)
             k = rms_norm(k, w[prefix + "self_attn.k_norm.weight"], eps)
-        if borrowed:
-            x = torch.stack([q[:, head, channel] for head, channel in borrowed], 1)
-            for head, channel in borrowed:
-                q[:, head, channel] = 0
+            if borrowed:
+                x = torch.stack([q[:, head, channel] for head, channel, _ in borrowed], 1)
+        for head, _, direction in borrowed:
+            q[:, head] -= (q[:, head] @ direction)[:, None] * direction
 
         q, k = rotate(q, frequencies), rotate(k, frequencies)
         if dms["zero_after_rope"]:
-            for head, channel in borrowed:
-                q[:, head, channel] = 0
+            for head, _, direction in borrowed:
+                q[:, head] -= (q[:, head] @ direction)[:, None] * direction
 
         visible = torch.ones(kv_heads, count, count, dtype=torch.bool).tril()
         if evict:
             logit = (dms["alpha_scale"] * x - dms["alpha_offset"] + (0 if bias is None else bias)).T
             eviction_logits.append(logit)
-            distance = torch.arange(count)[:, None] - torch.arange(count)
+            starts = torch.arange(count) if call_starts is None else torch.tensor(call_starts)
+            distance = starts[:, None] - torch.arange(count)
             for g in range(kv_heads):
                 for key in range(count - dms["decision_shift"]):
                     if logit[g, key + dms["decision_shift"]] > 0:

@@ -5,15 +5,13 @@ With MODEL_DIR and ADAPTER_DIR (a real model and its run) they are exported and 
 """
 
 import os
-import subprocess
 import sys
 import unittest
 
-from exported_model import TEMPORARY, Export, cache_module, random_tokens, run_export
+from exported_model import TEMPORARY, Export, cache_module, hard_path, random_tokens, run_export
 
 import torch
 import transformers
-from safetensors.torch import load_file
 
 DMS = SAMPLE = None  # set by main
 REAL = []
@@ -27,20 +25,11 @@ VARIANTS = {
 }
 
 
-def hard_path(model_dir, adapters, tokens, chunk):
-    ids, out = os.path.join(TEMPORARY, "ids"), os.path.join(TEMPORARY, "hard.safetensors")
-    with open(ids, "w") as file:
-        file.write(" ".join(map(str, tokens)))
-    subprocess.run([SAMPLE, model_dir, adapters, ids, str(chunk), out], check=True)
-    tensors = load_file(out)
-    return tensors.pop("logits"), [tensors[f"eviction.{layer}"] for layer in range(len(tensors))]
-
-
 class Agreement(unittest.TestCase):
     def check(self, model, base, adapters, tokens):
         """Logits with decisions replayed, decisions off the threshold, and chunked against token by token."""
         for chunk in (1, 16):
-            logits, eviction = hard_path(base, adapters, tokens, chunk)
+            logits, eviction = hard_path(SAMPLE, base, adapters, tokens, chunk)
             model.dms_record = True
             with torch.no_grad():
                 model(torch.tensor([tokens]))
@@ -62,7 +51,7 @@ class Agreement(unittest.TestCase):
     def check_greedy(self, model, base, adapters, prompt, count):
         """Greedy text is the same up to the first near-tie (top-2 gap below 1e-3)."""
         generated = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False)[0].tolist()
-        logits, _ = hard_path(base, adapters, generated[:-1], 16)
+        logits, _ = hard_path(SAMPLE, base, adapters, generated[:-1], 16)
         compared = 0
         for position in range(len(prompt) - 1, len(generated) - 1):
             top = logits[position].topk(2).values

@@ -22,6 +22,10 @@ VARIANTS = {
     "llama-linear-shift-3": dict(family="llama", adapter="linear", overrides=dict(decision_shift=3)),
     "llama-linear-window-0": dict(family="llama", adapter="linear", overrides=dict(window=0)),
     "llama-neuron": dict(family="llama", adapter="neuron"),
+    "llama-neuron-turned": dict(family="llama", adapter="neuron", channel="pair", turned=True),
+    "llama-neuron-turned-after-rope": dict(
+        family="llama", adapter="neuron", channel="pair", turned=True, zero_after_rope=True
+    ),
     "llama-neuron-rank-3": dict(family="llama", adapter="neuron", rank=3, zero_after_rope=True),
     "qwen2-linear": dict(family="qwen2", adapter="linear"),
     "qwen2-neuron": dict(family="qwen2", adapter="neuron", bias="none"),
@@ -247,6 +251,61 @@ class ExportedModel(unittest.TestCase):
             cache = output.past_key_values
             history = torch.cat([output.sequences.clone(), random_tokens(1, 11, seed=20 + turn)], 1)
 
+    @for_every_export
+    def test_batched_conversation_continues_from_its_cache(self, export):
+        # Every turn has another length in every row: padding on the left first, then before and within the new text.
+        rows = [random_tokens(1, n, seed=n) for n in (17, 6)]
+        turns = [[random_tokens(1, n, seed=30 + n) for n in lengths] for lengths in ((3, 12), (9, 2))]
+        tokens, mask = left_padded(rows)
+        cache = None
+        for turn in range(3):
+            output = export.model.generate(
+                tokens, attention_mask=mask, max_new_tokens=7, do_sample=False, past_key_values=cache,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+            cache, new = output.past_key_values, output.sequences[:, tokens.shape[1] :]
+            rows = [torch.cat([row, new[i : i + 1]], 1) for i, row in enumerate(rows)]
+            for i, row in enumerate(rows):
+                alone = export.model.generate(row[:, :-7], max_new_tokens=7, do_sample=False)
+                self.assertEqual(row.tolist(), alone.tolist())
+            if turn == 2:
+                break
+            longest = max(part.shape[1] for part in turns[turn])
+            parts = []
+            for part in turns[turn]:
+                pad = longest - part.shape[1]
+                inside = pad // 2 if turn == 1 else 0  # generate() continues from the last column: that one is text
+                hole = torch.zeros(1, inside, dtype=torch.int64)
+                part = torch.cat([part[:, :-1], hole, part[:, -1:]], 1)
+                parts.append(torch.nn.functional.pad(part, (pad - inside, 0)))
+            masks = torch.cat([(part != 0).long() for part in parts])
+            tokens = torch.cat([output.sequences, torch.cat(parts)], 1)
+            mask = torch.cat([mask, torch.ones_like(new), masks], 1)
+            rows = [torch.cat([row, part], 1) for row, part in zip(rows, turns[turn])]
+
+    @for_every_export
+    def test_padding_anywhere_equals_the_tokens_alone(self, export):
+        torch.manual_seed(3)
+        tokens, following = random_tokens(3, 40), random_tokens(3, 10, seed=8)
+        mask = (torch.rand(3, 40) < 0.7).long()
+        mask[0, 30:] = 0  # right padding
+        for splits in ([40], [13, 27], [1] * 40):
+            cache, logits, begin = None, [], 0
+            for part in tokens.split(splits, 1):
+                begin += part.shape[1]
+                output = export.model(part, attention_mask=mask[:, :begin], past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                logits.append(output.logits)
+            for i in range(10):
+                seen = torch.nn.functional.pad(mask, (0, i + 1), value=1)
+                logits.append(export.model(following[:, i : i + 1], attention_mask=seen, past_key_values=cache).logits)
+            logits = torch.cat(logits, 1)
+            for row in range(3):
+                real = torch.cat([mask[row], torch.ones(10)]).bool()
+                alone = torch.cat([tokens, following], 1)[row, real]
+                expected = export.model(alone[None], use_cache=False).logits[0]
+                self.assert_near(logits[row, real], expected)
+
     def test_an_empty_foreign_cache_is_replaced_and_a_filled_one_refused(self):
         export = self.exports["llama-linear"]
         tokens = random_tokens(1, 20)
@@ -268,8 +327,12 @@ class ExportedModel(unittest.TestCase):
         right[1, 7:] = 0
         interior[0, 4] = 0
         for mask in (right, interior):
-            with self.assertRaisesRegex(ValueError, "left padding only"):
-                model(tokens, attention_mask=mask)
+            cache = model(tokens, attention_mask=mask).past_key_values
+            with self.assertRaisesRegex(ValueError, "pass it on"):
+                model(tokens[:, :1], past_key_values=cache)
+            for changed in (torch.ones(2, 11), torch.nn.functional.pad(1 - mask, (0, 1))):
+                with self.assertRaisesRegex(ValueError, "cannot take back"):
+                    model(tokens[:, :1], attention_mask=changed, past_key_values=cache)
         with self.assertRaisesRegex(ValueError, r"expected shape \(2, 10\), got \(2, 4\)"):
             model(tokens, attention_mask=torch.ones(2, 4))
         with self.assertRaisesRegex(ValueError, "output_attentions is not supported"):

@@ -1,4 +1,4 @@
-"""Tiny base models with random adapters, exported by `dms export --to hf` and loaded as users load them.
+"""Tiny base models with random adapters, exported by `dms export`; those for transformers loaded as users load them.
 
 Makes a temporary directory when imported, because transformers reads HF_MODULES_CACHE when it is.
 """
@@ -73,8 +73,12 @@ def base_hash(path):
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def make_sidecar(family, path, base, adapter, rank=0, bias="per_head", **settings):
-    """Random adapters that evict about half of the tokens."""
+def make_sidecar(family, path, base, adapter, rank=0, bias="per_head", channel="any", turned=False, **settings):
+    """Random adapters that evict about half of the tokens.
+
+    channel: "last" borrows the last channel of random heads; "pair": either channel of the last rotary pair. turned: by
+    random angles.
+    """
     layers, kv_heads, width = SIZES["num_hidden_layers"], SIZES["num_key_value_heads"], SIZES["hidden_size"]
     group = SIZES["num_attention_heads"] // kv_heads
     tensors = {}
@@ -92,8 +96,15 @@ def make_sidecar(family, path, base, adapter, rank=0, bias="per_head", **setting
                 tensors[prefix + "dms_neuron.lora_A.weight"] = torch.randn(rank, width) * 0.2
                 tensors[prefix + "dms_neuron.lora_B.weight"] = torch.randn(kv_heads, rank) * 0.1
             head = torch.arange(kv_heads) * group + torch.randint(group, (kv_heads,))
-            channel = torch.randint(HEAD_DIM[family], (kv_heads,))
-            tensors[prefix + "dms_neuron.index"] = torch.stack([head, channel], 1)
+            size = HEAD_DIM[family]
+            index = torch.randint(size, (kv_heads,))
+            if channel == "last":
+                index = torch.full((kv_heads,), size - 1)
+            elif channel == "pair":
+                index = size // 2 - 1 + size // 2 * torch.randint(2, (kv_heads,))
+            tensors[prefix + "dms_neuron.index"] = torch.stack([head, index], 1)
+            if turned:
+                tensors[prefix + "dms_neuron.angle"] = torch.rand(kv_heads) * 6 - 3
         if bias == "per_head":
             tensors[prefix + name] = torch.randn(kv_heads) * 3 + 5
     config = dict(
@@ -110,32 +121,65 @@ def make_sidecar(family, path, base, adapter, rank=0, bias="per_head", **setting
     return config
 
 
+def portable_config(path):
+    """config.json as dense_logits reads it: rope_theta and rope_scaling apart, whichever release wrote it."""
+    with open(os.path.join(path, "config.json")) as file:
+        config = json.load(file)
+    if "rope_parameters" in config:
+        rope = dict(config["rope_parameters"])
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+    return config
+
+
 def run_export(program, *arguments):
     return subprocess.run([program, "export", *arguments], capture_output=True, text=True)
 
 
-class Export:
-    """A base model, a sidecar and the directory exported from them, with the dense reference beside it.
+def hard_path(sample, model_dir, adapters, tokens, chunk):
+    """Logits [T, V] and eviction logits, one [G, T] a layer, by `dms eval`'s hard path in chunks of that length.
 
-    `overrides`: DMS settings set at loading, for values that the trainer does not offer but the model code handles.
+    sample: the program hard_logits_sample.
     """
+    ids, out = os.path.join(TEMPORARY, "ids"), os.path.join(TEMPORARY, "hard.safetensors")
+    with open(ids, "w") as file:
+        file.write(" ".join(map(str, tokens)))
+    subprocess.run([sample, model_dir, adapters, ids, str(chunk), out], check=True)
+    tensors = load_file(out)
+    return tensors.pop("logits"), [tensors[f"eviction.{layer}"] for layer in range(len(tensors))]
 
-    def __init__(self, program, name, family, seed=0, overrides=None, **sidecar):
+
+class Exported:
+    """A base model, a sidecar and the directory exported from them, with the dense reference beside it."""
+
+    def __init__(self, program, name, target, family, seed=0, **sidecar):
         torch.manual_seed(seed)
         root = os.path.join(TEMPORARY, name)
         self.base, self.sidecar, self.path = (os.path.join(root, part) for part in ("base", "sidecar", "export"))
         os.makedirs(self.base)
         make_base(family, self.base)
         self.dms = make_sidecar(family, self.sidecar, self.base, **sidecar)
-        self.overrides = {f"dms_{key}": value for key, value in (overrides or {}).items()}
-        self.dms |= overrides or {}
-        done = run_export(program, "--run", self.sidecar, "--model", self.base, "--to", "hf", "--out", self.path)
+        done = run_export(program, "--run", self.sidecar, "--model", self.base, "--to", target, "--out", self.path)
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
-        with open(os.path.join(self.path, "config.json")) as file:
-            self.config = json.load(file)
+        self.config = portable_config(self.base)
         self.weights = load_file(os.path.join(self.base, "model.safetensors"))
         self.weights |= load_file(os.path.join(self.sidecar, "adapters.safetensors"))
+
+    def dense(self, tokens, evict=True, call_starts=None):
+        return dense_logits(self.config, self.dms, self.weights, tokens, evict, call_starts)
+
+
+class Export(Exported):
+    """One for transformers, loaded.
+
+    `overrides`: DMS settings set at loading, for values that the trainer does not offer but the model code handles.
+    """
+
+    def __init__(self, program, name, family, overrides=None, **options):
+        super().__init__(program, name, "hf", family, **options)
+        self.overrides = {f"dms_{key}": value for key, value in (overrides or {}).items()}
+        self.dms |= overrides or {}
         self.model = self.load()
 
     def load(self, **options):
@@ -144,9 +188,6 @@ class Export:
             self.path, trust_remote_code=True, **self.overrides, **options
         )
         return model.eval()
-
-    def dense(self, tokens, evict=True):
-        return dense_logits(self.config, self.dms, self.weights, tokens, evict)
 
 
 def random_tokens(*shape, seed=1):

@@ -124,6 +124,10 @@ VARIANTS = {
     "neuron": ("llama", {"adapter.kind": "neuron"}),
     "neuron-shift-0": ("qwen2", {"adapter.kind": "neuron", "eviction.decision_shift": 0, "adapter.bias": "none"}),
     "neuron-rank-1": ("llama", {"adapter.kind": "neuron", "adapter.rank": 1}),
+    "neuron-last": ("llama", {"adapter.kind": "neuron", "adapter.channel": "last", "adapter.zeroing_steps": 2}),
+    "neuron-qwen3": ("qwen3", {"adapter.kind": "neuron"}),
+    "neuron-qwen3-last": ("qwen3", {"adapter.kind": "neuron", "adapter.channel": "last", "adapter.rank": 2,
+                                    "adapter.bias": "none", "adapter.zero_after_rope": True}),
     "neuron-documents": ("llama", {"adapter.kind": "neuron", "adapter.rank": 2, "eviction.decision_shift": 0,
                                    "data.attend_across_documents": False}),
 }  # fmt: skip
@@ -184,12 +188,18 @@ class Run:
         borrowed = []
         if adapter["kind"] == "neuron":
             layers = range(model.config.num_hidden_layers)
-            borrowed = [tensors[f"model.layers.{layer}.self_attn.dms_neuron.index"].tolist() for layer in layers]
+            for neuron in (f"model.layers.{layer}.self_attn.dms_neuron." for layer in layers):
+                index = tensors[neuron + "index"]
+                angle = tensors.get(neuron + "angle", torch.zeros(len(index)))
+                borrowed.append([(*place, turn) for place, turn in zip(index.tolist(), angle.tolist())])
+        zeroing_steps = adapter.get("zeroing_steps", 0)
         evictor = transformers_step.RelaxedEviction(
             model, kind=adapter["kind"], rank=adapter["rank"], bias=adapter["bias"] == "per_head", borrowed=borrowed,
-            alpha_scale=config["alpha_scale"], alpha_offset=config["alpha_offset"], **eviction
+            alpha_scale=config["alpha_scale"], alpha_offset=config["alpha_offset"],
+            zero_after_rope=adapter.get("zero_after_rope", False),
+            share=max(1 - step / zeroing_steps, 0) if zeroing_steps else 0, **eviction
         )  # fmt: skip
-        parameters = {name: tensor for name, tensor in tensors.items() if not name.endswith(".index")}
+        parameters = {name: tensor for name, tensor in tensors.items() if not name.endswith((".index", ".angle"))}
         result = model.load_state_dict(parameters, strict=False)
         assert not result.unexpected_keys and not [name for name in result.missing_keys if "dms_" in name]
         return model, evictor

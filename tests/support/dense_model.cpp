@@ -1,5 +1,7 @@
 #include "tests/support/dense_model.h"
 
+#include <cmath>
+
 #include "model/attention_reference.h"
 #include "model/rope.h"
 
@@ -40,7 +42,10 @@ at::Tensor dense_log_probabilities_TV(WeightSource& source, const std::vector<in
       eviction.bias_GT = at::zeros({a.num_kv_heads, num_tokens}, at::kDouble);
     }
     at::Tensor q = at::matmul(normed_TD, f64(w.q_proj).t());
-    if (eviction.query_mask_Hd.defined()) q = q * f64(eviction.query_mask_Hd).reshape({1, -1});
+    if (eviction.kept_Hdd.defined()) {
+      const at::Tensor q_HTd = q.view({num_tokens, a.num_heads, a.head_dim}).transpose(0, 1);
+      q = at::bmm(q_HTd, f64(eviction.kept_Hdd)).transpose(0, 1).reshape({num_tokens, -1});
+    }
     const at::Tensor k = at::matmul(normed_TD, f64(w.k_proj).t()), v = at::matmul(normed_TD, f64(w.v_proj).t());
     const at::Tensor attention_1HTd =
         dense_delayed_eviction_attention(rotated_heads(q, a.num_heads, rope), rotated_heads(k, a.num_kv_heads, rope),
@@ -84,6 +89,25 @@ at::Tensor dense_eviction_logit_GT(const Adapter& adapter, const EvictionOptions
   }
   const at::Tensor logit_GT = eviction.alpha_scale * x_GT - adapter.alpha_offset();
   return bias_G.defined() ? logit_GT + bias_G.unsqueeze(1) : logit_GT;
+}
+
+at::Tensor dense_kept_queries_Hdd(const Adapter& adapter, const Architecture& a, int64_t layer) {
+  const auto constants = adapter.constants();
+  const std::string prefix = "model.layers." + std::to_string(layer) + ".self_attn.dms_neuron.";
+  const at::Tensor* index_G2 = find_tensor(constants, prefix + "index");
+  if (index_G2 == nullptr) return {};
+  const at::Tensor* angle_G = find_tensor(constants, prefix + "angle");
+  at::Tensor kept_Hdd = at::eye(a.head_dim, at::kDouble).repeat({a.num_heads, 1, 1});
+  for (int64_t g = 0; g < a.num_kv_heads; ++g) {
+    const int64_t head = (*index_G2)[g][0].item<int64_t>(), channel = (*index_G2)[g][1].item<int64_t>();
+    const double angle = angle_G == nullptr ? 0.0 : (*angle_G)[g].item<double>();
+    const int64_t first = channel % (a.head_dim / 2), second = first + a.head_dim / 2;
+    at::Tensor direction_d = at::zeros({a.head_dim}, at::kDouble);
+    direction_d[first] = channel == first ? std::cos(angle) : -std::sin(angle);
+    direction_d[second] = channel == first ? std::sin(angle) : std::cos(angle);
+    kept_Hdd[head] -= at::outer(direction_d, direction_d);
+  }
+  return kept_Hdd;
 }
 
 at::Tensor dense_decisions_GT(const at::Tensor& logit_GT, int64_t shift, const DocumentOffsets& documents) {

@@ -17,8 +17,8 @@ namespace dms {
 
 // What a student's layer does to its attention scores.
 struct DenseEviction {
-  at::Tensor bias_GT;        // added to key t's scores beyond the window
-  at::Tensor query_mask_Hd;  // undefined: no channel is taken out
+  at::Tensor bias_GT;   // added to key t's scores beyond the window
+  at::Tensor kept_Hdd;  // each head's queries are multiplied by it; undefined: nothing is taken out
 };
 using DenseEvictor = std::function<DenseEviction(int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD)>;
 
@@ -35,6 +35,9 @@ DenseParameters dense_parameters(const Adapter& adapter);
 at::Tensor dense_eviction_logit_GT(const Adapter& adapter, const EvictionOptions& eviction,
                                    const DenseParameters& parameters, double rms_norm_eps, int64_t layer,
                                    const at::Tensor& x_TD, const at::Tensor& normed_TD);
+
+// Identity less the projection on what the adapter borrows, per head; undefined when it borrows nothing.
+at::Tensor dense_kept_queries_Hdd(const Adapter& adapter, const Architecture& architecture, int64_t layer);
 
 // dec[g, t] = logit[g, t + shift] inside the document, -1e30 where there is no such token.
 at::Tensor dense_decisions_GT(const at::Tensor& logit_GT, int64_t shift, const DocumentOffsets& documents);

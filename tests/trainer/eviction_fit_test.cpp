@@ -27,7 +27,7 @@ TEST(KeepFunction, RecoversASeparableRule) {
   // Importance is a steep, bent function of the score: only the sign is linear.
   const at::Tensor importance_NG = 0.01 * at::exp(score_NG + 0.3 * at::sin(5.0 * score_NG) * score_NG);
   FitOptions options;
-  const KeepFunction keep = fit_keep_function(features_ND, importance_NG, 0.01, options);
+  const KeepFunction keep = fit_keep_function(features_ND, {}, importance_NG, 0.01, options);
   // What the fit minimises is the cost of wrong decisions; those near the threshold are nearly free.
   const at::Tensor wrong = ((keep_score(keep, features_ND) > 0) != (score_NG > 0)).to(at::kFloat);
   const at::Tensor cost = (importance_NG / 0.01 - 1.0).abs().clamp_max(options.weight_cap);
@@ -43,7 +43,7 @@ TEST(KeepFunction, WithoutInterceptPassesThroughTheOrigin) {
   const at::Tensor importance_NG = at::exp(features_ND.slice(1, 0, 2) + 1.0);
   FitOptions options;
   options.with_intercept = false;
-  const KeepFunction keep = fit_keep_function(features_ND, importance_NG, 1.0, options);
+  const KeepFunction keep = fit_keep_function(features_ND, {}, importance_NG, 1.0, options);
   EXPECT_TRUE(is_bit_equal(keep.intercept_G, at::zeros({2})));
   EXPECT_GT(keep.weight_GD[1][1].item<double>(), 0.5);
 }
@@ -59,7 +59,8 @@ TEST(KeepFunction, KeepsRareCostlyKeysThatARegressionWouldEvict) {
   importance_NG.slice(0, 0, 300).fill_(0.5);
   importance_NG.slice(0, 300, 303).fill_(200.0);
   const auto score_of_alike = [&](const FitOptions& options) {
-    return keep_score(fit_keep_function(features_ND, importance_NG, 1.0, options), features_ND)[0][0].item<double>();
+    return keep_score(fit_keep_function(features_ND, {}, importance_NG, 1.0, options), features_ND)[0][0]
+        .item<double>();
   };
   FitOptions options;
   options.iterations = 400;

@@ -9,6 +9,7 @@
 #include "tests/support/tiny_model.h"
 #include "tests/support/user_error_of.h"
 #include "trainer/run_state.h"
+#include "trainer/trained_adapter.h"
 
 namespace dms {
 namespace {
@@ -79,7 +80,7 @@ TEST_F(RecipeTest, RulesThatSpanComponentsNameTheKeysAndTheWayOut) {
        "nothing to do: warm_start.tokens and trainer.steps are both 0",
        "set one of them"},
       {{"export_targets=[hf, sidcar]"}, "unknown export target 'sidcar'", "did you mean 'sidecar'?"},
-      {{"export_targets=[gguf]"}, "unknown export target 'gguf'", "targets: hf, sidecar"},
+      {{"export_targets=[gguf]"}, "unknown export target 'gguf'", "targets: hf, nvidia, fastdms, kvpress, sidecar"},
   };
   for (const Rule& rule : rules) {
     const std::string message = refusal(rule.overrides);
@@ -189,6 +190,35 @@ TEST_F(RecipeToResumeTest, MoreStepsAreNoChangeOnlyUnderAConstantLearningRate) {
 TEST_F(RecipeToResumeTest, AutoMeansWhatTheRunResolved) {
   run_with({"trainer.dtype=bfloat16"});
   EXPECT_EQ(resume({"trainer.dtype=auto"}).trainer.dtype, ComputeDtype::bfloat16);
+}
+
+// --- export_targets, before anything is trained ---
+
+TEST(RequireExportable, NamesTheTargetAndTheOptionThatIsInItsWay) {
+  Architecture a;
+  for (const Family& family : families()) {
+    if (family.model_type == "llama") a.family = family;
+  }
+  a.num_layers = 2;
+  a.hidden_size = 64;
+  a.num_heads = 4;
+  a.num_kv_heads = 2;
+  a.head_dim = 16;
+  Recipe recipe;
+  recipe.export_targets = {"hf", "fastdms"};
+  const auto refusal = [&] { return user_error_of([&] { require_exportable(recipe, a); }); };
+  EXPECT_TRUE(says(refusal(), "could not be exported to fastdms"));
+  EXPECT_TRUE(says(refusal(), "adapter.kind: neuron"));
+  recipe.adapter.kind = AdapterKind::neuron;
+  EXPECT_TRUE(says(refusal(), "eviction.decision_shift: 0"));
+  recipe.eviction.decision_shift = 0;
+  EXPECT_TRUE(says(refusal(), "adapter.channel: last"));
+  recipe.adapter.channel = AdapterChannel::last;
+  EXPECT_TRUE(says(refusal(), "adapter.bias: none"));
+  recipe.adapter.bias = AdapterBias::none;
+  EXPECT_EQ(refusal(), "(no UserError)");
+  recipe.export_targets.push_back("nvidia");
+  EXPECT_TRUE(says(refusal(), "could not be exported to nvidia"));
 }
 
 }  // namespace

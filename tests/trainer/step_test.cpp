@@ -84,7 +84,7 @@ class DenseLoss {
           all_count_ += static_cast<double>(logit_GT.numel());
           const at::Tensor bias_GT =
               at::log_sigmoid(-z_GT).masked_fill(z_GT <= -17.0, 0.0).masked_fill(z_GT >= eviction.truncate_at, -1e30);
-          return DenseEviction{bias_GT, adapter_.query_mask_Hd(layer)};
+          return DenseEviction{bias_GT, dense_kept_queries_Hdd(adapter_, source_.architecture(), layer)};
         });
     const double s = options_.distillation.temperature;
     const at::Tensor log_t = at::log_softmax(teacher_TV / s, -1), log_s = at::log_softmax(student_TV / s, -1);
