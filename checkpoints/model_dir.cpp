@@ -210,14 +210,17 @@ bool all_finite(const at::Tensor& values) {
 
 class MappedWeights : public WeightSource {
  public:
-  MappedWeights(WeightFiles weights, Architecture architecture, at::ScalarType dtype)
-      : weights_(std::move(weights)), architecture_(std::move(architecture)), dtype_(dtype) {}
+  MappedWeights(WeightFiles weights, Architecture architecture, at::ScalarType dtype, bool keep)
+      : weights_(std::move(weights)), architecture_(std::move(architecture)), dtype_(dtype), keep_(keep) {}
 
   const Architecture& architecture() const override { return architecture_; }
   at::ScalarType dtype() const override { return dtype_; }
 
   LayerWeights layer(int64_t index) override {
     TORCH_CHECK(index >= 0 && index < architecture_.num_layers, "no layer ", index);
+    if (!keep_) {
+      for (const auto& [path, file] : weights_.files) file->release_pages();
+    }
     const std::string prefix = "model.layers." + std::to_string(index) + ".";
     LayerWeights weights;
     weights.input_norm = use(prefix + "input_layernorm.weight");
@@ -246,15 +249,14 @@ class MappedWeights : public WeightSource {
 
  private:
   at::Tensor use(const std::string& name) {
-    at::Tensor& ready = ready_[name];
-    if (!ready.defined()) {
-      const at::Tensor stored = weights_.by_tensor.at(name)->tensor(name);
-      const at::Tensor converted = stored.to(dtype_);
-      // Float16 ends at 65504, so a conversion may overflow where the stored values are sound.
-      if (!all_finite(converted)) report_not_finite(name, stored);
-      ready = converted;
-    }
-    return ready;
+    if (const auto found = ready_.find(name); found != ready_.end() && found->second.defined()) return found->second;
+    const at::Tensor stored = weights_.by_tensor.at(name)->tensor(name);
+    const at::Tensor converted = stored.to(dtype_);
+    // Float16 ends at 65504, so a conversion may overflow where the stored values are sound.
+    if (!ready_.contains(name) && !all_finite(converted)) report_not_finite(name, stored);
+    if (!converted.is_alias_of(stored)) weights_.by_tensor.at(name)->release_pages();  // seen for the last time
+    ready_[name] = keep_ ? converted : at::Tensor();
+    return converted;
   }
 
   [[noreturn]] void report_not_finite(const std::string& name, const at::Tensor& stored) const {
@@ -275,7 +277,8 @@ class MappedWeights : public WeightSource {
   WeightFiles weights_;
   Architecture architecture_;
   at::ScalarType dtype_;
-  std::map<std::string, at::Tensor> ready_;  // checked, in the compute dtype
+  const bool keep_;
+  std::map<std::string, at::Tensor> ready_;  // checked; in the compute dtype, or undefined when it is not kept
 };
 
 }  // namespace
@@ -287,7 +290,8 @@ Architecture read_architecture(const std::string& model_dir) {
   return parse_architecture(read_file(path), path);
 }
 
-std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::ScalarType dtype) {
+std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::ScalarType dtype,
+                                           const WeightReading& reading) {
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, "no compute dtype: ", dtype);
   Architecture architecture = read_architecture(model_dir);
   WeightFiles weights = open_weight_files(model_dir);
@@ -297,7 +301,7 @@ std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::Sca
   std::vector<std::string> unknown = check_tensors(weights, architecture);
   if (tied_with_head) {
     architecture.tied_embeddings = head_equals_embedding(weights);
-    if (!architecture.tied_embeddings) {
+    if (!architecture.tied_embeddings && reading.warn) {
       std::fprintf(stderr,
                    "warning: %s: config.json ties the head to the embedding, but 'lm_head.weight' differs from it: "
                    "using it as the head\n",
@@ -305,9 +309,11 @@ std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::Sca
     }
   }
   for (std::string& name : unknown) name = in_quotes(name);
-  warn_ignored(weights.index_path, "unknown to a " + architecture.family.model_type + " model", unknown);
-  warn_ignored(weights.index_path, "not where the index puts it", weights.unmapped);
-  return std::make_unique<MappedWeights>(std::move(weights), std::move(architecture), dtype);
+  if (reading.warn) {
+    warn_ignored(weights.index_path, "unknown to a " + architecture.family.model_type + " model", unknown);
+    warn_ignored(weights.index_path, "not where the index puts it", weights.unmapped);
+  }
+  return std::make_unique<MappedWeights>(std::move(weights), std::move(architecture), dtype, reading.keep);
 }
 
 std::map<std::string, std::string> weight_map(const std::string& model_dir) {

@@ -21,7 +21,13 @@ Architecture read_architecture(const std::string& model_dir);
 // A tied model that holds an lm_head.weight of its own, different from the embedding, counts as untied:
 // the source's architecture() says which.
 // The source belongs to one thread at a time.  Throws UserError.
-std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::ScalarType dtype);
+struct WeightReading {
+  // false: nothing stays in memory beyond what the caller holds, so a layer is converted anew each time it is asked for.
+  bool keep = true;
+  bool warn = true;  // of tensors that are ignored
+};
+std::unique_ptr<WeightSource> open_weights(const std::string& model_dir, at::ScalarType dtype,
+                                           const WeightReading& reading = {});
 
 // Which file of the directory holds each tensor: tensor name -> file name.  Files are opened and their headers checked.
 // Throws UserError.

@@ -78,6 +78,9 @@ const Dtype& dtype_of(const at::Tensor& tensor) {
 // SIGBUS on the next access to the lost part; no reader of mapped files can prevent that.
 class Mapping {
  public:
+  void release_pages() const {
+    if (bytes_ != nullptr) ::madvise(const_cast<char*>(bytes_), num_bytes_, MADV_DONTNEED);
+  }
   explicit Mapping(const std::string& path) {
     const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (descriptor < 0) throw UserError(path, std::string("cannot be opened: ") + std::strerror(errno));
@@ -234,6 +237,7 @@ class MappedFile : public SafetensorsFile {
     return it == index_.end() ? nullptr : &entries_[it->second];
   }
 
+  void release_pages() const override { mapping_->release_pages(); }
   at::Tensor tensor(const std::string& name) const override {
     const SafetensorsEntry* entry = find(name);
     if (entry == nullptr) throw UserError(path_, "has no tensor " + in_quotes(name));

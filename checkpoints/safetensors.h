@@ -37,6 +37,8 @@ class SafetensorsFile {
   // The mapping is read-only memory: writing to the tensor kills the process, so clone() what is to be changed.
   // Throws UserError when absent or of a dtype other than F64 F32 F16 BF16 I64 I32 I16 I8 U8.
   virtual at::Tensor tensor(const std::string& name) const = 0;
+  // Takes the mapping's pages out of this process: tensors stay valid, their bytes come back when they are looked at.
+  virtual void release_pages() const = 0;
 };
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;

@@ -71,6 +71,7 @@ class Adapter {
   // Where a KV head has a factor of its own for each token (feature_scale_TG, undefined: none), logit[g] is linear in
   // that factor times the features, nearly so as long as logits are small beside alpha_scale.
   virtual at::Tensor feature_scale_TG(int64_t, const at::Tensor&) const { return {}; }
+  virtual bool has_feature_scale() const { return false; }
   virtual at::Tensor features_TD(int64_t layer, const at::Tensor& x_TD, const at::Tensor& normed_TD) const = 0;
   // Sets the layer's weights so that its logits are as near as its rank allows to features W^T + intercept, both in
   // logit units: weight_GD [G, D], intercept_G [G].  Without a per-head bias the intercept must be one number.

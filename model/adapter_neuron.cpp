@@ -47,7 +47,8 @@ class NeuronAdapter final : public Adapter {
       const at::Tensor scale_TG = at::rsqrt(base.others_TG + at::square(x_TG) * per_channel);
       x_TG = x_TG * scale_TG * normed_heads_[static_cast<size_t>(layer)].channel_weight_G;
       const at::Tensor ones_TH = at::ones({normed_TD.size(0), architecture_.num_heads}, x_TG.options());
-      reading.query.ratio_TH = at::index_copy(ones_TH, 1, head_G(layer).to(x_TG.device()), at::sqrt(base.all_TG) * scale_TG);
+      reading.query.ratio_TH =
+          at::index_copy(ones_TH, 1, head_G(layer).to(x_TG.device()), at::sqrt(base.all_TG) * scale_TG);
     }
     reading.logit_GT = to_logit_GT(layer, x_TG);
     return reading;
@@ -62,6 +63,7 @@ class NeuronAdapter final : public Adapter {
            normed_heads_[static_cast<size_t>(layer)].channel_weight_G;
   }
 
+  bool has_feature_scale() const override { return architecture_.family.qk_norm; }
   bool edits_queries() const override { return true; }
   void set_borrowed_share(double share) override {
     edits_.clear();

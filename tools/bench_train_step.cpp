@@ -82,12 +82,13 @@ TrainStepFigures bench_train_step(const TrainStepBenchmark& benchmark) {
 
   std::mt19937_64 random(0);
   std::vector<double> seconds;
+  const std::unique_ptr<RankGroup> ranks = single_rank();
   {
     ProgressLine progress;
     for (int64_t step = 0; step <= benchmark.num_steps; ++step) {
       const std::vector<Sample> batch{random_sample(random, num_tokens, architecture.vocab_size)};
       const auto begin = std::chrono::steady_clock::now();
-      const StepResult result = training_step(*source, *adapter, options, rope, step, step, batch);
+      const StepResult result = training_step(*source, *adapter, options, rope, step, step, batch, *ranks);
       optimizer.step(result.gradients, global_norm(result.gradients), recipe.trainer.optimizer.learning_rate);
       seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
       progress.update("step " + std::to_string(step) + "/" + std::to_string(benchmark.num_steps), step + 1,

@@ -1,22 +1,18 @@
-// The program `dms`: its list of commands, and the only place that knows exit codes:
-//   0 done; 1 failed while running; 2 the user's input is wrong; 3 stopped by a signal after saving.
+// The program `dms`: its list of commands, and where their exceptions become messages and exit codes.
 #include <malloc.h>
 #include <CLI/CLI.hpp>
 
 #include <climits>
 #include <cstdio>
 #include <exception>
-#include <new>
 #include <string>
 
-#include "recipes/user_error.h"
 #include "tools/commands.h"
+#include "tools/exit_code.h"
 #include "tools/usage_error.h"
 
 namespace dms {
 namespace {
-
-constexpr int exit_done = 0, exit_failed = 1, exit_wrong_input = 2, exit_interrupted = 3;
 
 void add_commands(CLI::App& program) {
   add_prepare(program);
@@ -29,6 +25,8 @@ void add_commands(CLI::App& program) {
   add_report(program);
   add_inspect(program);
   add_bench(program);
+  add_plan(program);
+  add_doctor(program);
 }
 
 // Activations of some MiB come and go in every layer.  glibc would give each back to the kernel and have it cleared and
@@ -46,9 +44,9 @@ void complain(const CLI::App& program, const std::string& message) {
 
 // What was printed may still be in a buffer that no longer fits on the disk.
 int flush_output(const CLI::App& program) {
-  if (std::fflush(stdout) == 0 && !std::ferror(stdout) && std::cout.flush()) return exit_done;
+  if (std::fflush(stdout) == 0 && !std::ferror(stdout) && std::cout.flush()) return kExitDone;
   complain(program, "cannot write to the standard output");
-  return exit_failed;
+  return kExitFailed;
 }
 
 int run(int argc, char** argv) {
@@ -68,19 +66,13 @@ int run(int argc, char** argv) {
       return flush_output(program);
     }
     complain(program, usage_error(program, error).what());
-    return exit_wrong_input;
-  } catch (const UserError& error) {
-    complain(program, error.what());
-    return exit_wrong_input;
-  } catch (const Interrupted& error) {
-    complain(program, error.what());
-    return exit_interrupted;
-  } catch (const std::bad_alloc&) {
-    complain(program, "out of memory");
-    return exit_failed;
-  } catch (const std::exception& error) {
-    complain(program, error.what());
-    return exit_failed;
+    return kExitWrongInput;
+  } catch (const QuietExit& end) {
+    return end.exit_code;
+  } catch (...) {
+    const Failure failure = failure_of(std::current_exception());
+    complain(program, failure.message);
+    return failure.exit_code;
   }
 }
 

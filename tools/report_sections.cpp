@@ -278,6 +278,36 @@ Markup sample_section(const ReportPage& page) {
   return page.blocks.fill("sample", {{"tokens", tokens}, {"legend", scale(page, "Share of heads that keep it, %")}});
 }
 
+double largest(const std::vector<double>& of_ranks) {
+  return of_ranks.empty() ? kUnknown : *std::max_element(of_ranks.begin(), of_ranks.end());
+}
+
+// Where the steps' time went, by the rank that spent most on each.
+Markup ranks_figure(const ReportPage& page, const std::string& over_steps, const std::vector<ChartSize>& size) {
+  LineChart times;
+  times.x_label = "step";
+  times.y_label = "seconds";
+  times.series = {
+      curve(page, "computing", "dms", [](const StepMetrics& m) { return largest(m.rank_compute_seconds); }),
+      curve(page, "waiting for ranks", "streaming",
+            [](const StepMetrics& m) { return largest(m.rank_communication_seconds); }),
+      curve(page, "reading data", "sliding", [](const StepMetrics& m) { return largest(m.rank_data_seconds); })};
+  times.description = "Seconds a step spent computing, waiting for other ranks and reading data" + over_steps;
+
+  std::vector<int64_t> steps_as_straggler(page.in.metrics.back().rank_seconds.size(), 0);
+  for (const StepMetrics& step : page.in.metrics) {
+    const int64_t slow = straggler_of(step);
+    if (slow >= 0 && slow < std::ssize(steps_as_straggler)) ++steps_as_straggler[static_cast<size_t>(slow)];
+  }
+  const auto most = std::max_element(steps_as_straggler.begin(), steps_as_straggler.end());
+  std::string note = "Of the " + count_text(std::ssize(steps_as_straggler)) + " ranks, the one that spent most on each.";
+  if (*most > 0) {
+    note += " Rank " + std::to_string(most - steps_as_straggler.begin()) + " computed over " +
+            percent_text(kStragglerShare) + " longer than the others in " + count_text(*most) + " steps.";
+  }
+  return figure(page, times, "Where the time went.", note, size);
+}
+
 Markup training_section(const ReportPage& page) {
   if (page.in.metrics.empty()) {
     return missing(page, page.in.run_dir + "/metrics.jsonl holds no step. Training writes it:", train_command(page.in));
@@ -312,6 +342,7 @@ Markup training_section(const ReportPage& page) {
   gradient.series = {curve(page, "gradient norm", "dms", [](const StepMetrics& m) { return m.grad_norm; })};
   gradient.description = "Gradient norm before clipping" + over_steps;
   charts += figure(page, gradient, "Gradient norm.", "Before clipping.", size);
+  if (page.in.metrics.back().rank_seconds.size() > 1) charts += ranks_figure(page, over_steps, size);
   return page.blocks.fill("charts", {{"charts", charts}});
 }
 

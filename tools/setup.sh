@@ -60,6 +60,7 @@ libutf8proc-dev header utf8proc.h
 libssl-dev header openssl/evp.h
 zlib1g-dev header zlib.h
 libprotozero-dev header protozero/pbf_builder.hpp
+libgloo-dev header gloo/config.h
 TABLE
   if [ "$fuzz" = yes ]; then
     echo "clang command clang++"

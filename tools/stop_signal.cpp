@@ -23,6 +23,7 @@ void install(int signal_number, int flags) {
 
 void catch_stop_signals() {
   install(SIGTERM, 0);
+  install(SIGUSR1, 0);                              // what Slurm's --signal sends ahead of the time limit
   install(SIGINT, static_cast<int>(SA_RESETHAND));  // whoever presses Ctrl-C twice does not want to wait
 }
 

@@ -1,10 +1,12 @@
 #include "trainer/metrics.h"
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <type_traits>
 
 #include "data/staged_file.h"
 #include "recipes/user_error.h"
@@ -70,6 +72,10 @@ void for_each_field(Metrics& m, const Visit& visit) {
   visit("mfu", m.mfu);
   visit("peak_memory_bytes", m.peak_memory_bytes);
   visit("seconds", m.seconds);
+  visit("rank_seconds", m.rank_seconds);
+  visit("rank_data_seconds", m.rank_data_seconds);
+  visit("rank_communication_seconds", m.rank_communication_seconds);
+  visit("rank_compute_seconds", m.rank_compute_seconds);
 }
 
 std::string json_line(const StepMetrics& metrics) {
@@ -84,7 +90,19 @@ void read_field(const json& value, double& field) {
   field = value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
 }
 
+void read_field(const json& value, std::vector<double>& field) { field = value.get<std::vector<double>>(); }
+
 }  // namespace
+
+int64_t straggler_of(const StepMetrics& metrics) {
+  std::vector<double> sorted = metrics.rank_compute_seconds;
+  if (sorted.size() < 2) return -1;
+  std::sort(sorted.begin(), sorted.end());
+  // The lower of the two middle ones: of two ranks the slower one can then be a straggler.
+  if (sorted.back() <= (1.0 + kStragglerShare) * sorted[(sorted.size() - 1) / 2]) return -1;
+  const auto slowest = std::max_element(metrics.rank_compute_seconds.begin(), metrics.rank_compute_seconds.end());
+  return slowest - metrics.rank_compute_seconds.begin();
+}
 
 MetricsLog::MetricsLog(const std::string& run_dir, int64_t resume_step)
     : lines_(cut_back(run_dir, resume_step), AppendFile::Mode::extend),
@@ -92,7 +110,10 @@ MetricsLog::MetricsLog(const std::string& run_dir, int64_t resume_step)
 
 void MetricsLog::append(const StepMetrics& m) {
   lines_.append(json_line(m));
-  const std::array<TensorBoardScalar, 13> scalars = {{
+  const auto longest = [](const std::vector<double>& of_ranks) {
+    return of_ranks.empty() ? 0.0 : *std::max_element(of_ranks.begin(), of_ranks.end());
+  };
+  const std::array<TensorBoardScalar, 16> scalars = {{
       {"loss/total", m.loss},
       {"loss/kl", m.kl},
       {"loss/compression", m.compression_loss},
@@ -105,6 +126,9 @@ void MetricsLog::append(const StepMetrics& m) {
       {"speed/tokens_per_s", m.tokens_per_s},
       {"speed/step_seconds", m.seconds},
       {"speed/mfu", m.mfu},
+      {"ranks/compute_seconds", longest(m.rank_compute_seconds)},
+      {"ranks/communication_seconds", longest(m.rank_communication_seconds)},
+      {"ranks/data_seconds", longest(m.rank_data_seconds)},
       {"memory/peak_bytes", static_cast<double>(m.peak_memory_bytes)},
   }};
   tensorboard_.append(m.step, scalars);
@@ -119,6 +143,9 @@ std::vector<StepMetrics> read_metrics(const std::string& run_dir) {
   for (size_t i = 0; i < lines.size(); ++i) {
     const json record = parse_line(path, i, lines[i]);
     for_each_field(steps.emplace_back(), [&](const char* name, auto& field) {
+      // Runs from before there were ranks do not have theirs.
+      if (std::is_same_v<std::remove_reference_t<decltype(field)>, std::vector<double>> && !record.contains(name))
+        return;
       try {
         read_field(record.at(name), field);
       } catch (const json::exception&) {

@@ -24,13 +24,15 @@ std::string format_duration(double seconds) {
   return text;
 }
 
-ProgressLine::ProgressLine() : terminal_(isatty(STDERR_FILENO) != 0), begin_(std::chrono::steady_clock::now()) {}
+ProgressLine::ProgressLine(bool speaks)
+    : speaks_(speaks), terminal_(isatty(STDERR_FILENO) != 0), begin_(std::chrono::steady_clock::now()) {}
 
 ProgressLine::~ProgressLine() {
   if (line_open_) std::fputc('\n', stderr);
 }
 
 void ProgressLine::update(const std::string& text, int64_t done, int64_t total) {
+  if (!speaks_) return;
   const auto now = std::chrono::steady_clock::now();
   if (first_done_ < 0) first_done_ = done - 1;
   const bool due = std::chrono::duration<double>(now - last_printed_).count() >= kSecondsBetweenLines;
@@ -45,6 +47,7 @@ void ProgressLine::update(const std::string& text, int64_t done, int64_t total) 
 }
 
 void ProgressLine::note(const std::string& text) {
+  if (!speaks_) return;
   if (line_open_) std::fputs("\r\033[K", stderr);
   line_open_ = false;
   std::fprintf(stderr, "%s\n", text.c_str());

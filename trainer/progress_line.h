@@ -11,8 +11,8 @@ std::string format_duration(double seconds);
 
 class ProgressLine {
  public:
-  ProgressLine();
-  ~ProgressLine();  // ends the line
+  explicit ProgressLine(bool speaks = true);  // false: says nothing
+  ~ProgressLine();                            // ends the line
   ProgressLine(const ProgressLine&) = delete;
   ProgressLine& operator=(const ProgressLine&) = delete;
 
@@ -22,7 +22,7 @@ class ProgressLine {
   void note(const std::string& text);
 
  private:
-  const bool terminal_;
+  const bool speaks_, terminal_;
   const std::chrono::steady_clock::time_point begin_;
   std::chrono::steady_clock::time_point last_printed_;
   int64_t first_done_ = -1;

@@ -36,6 +36,10 @@ void describe_trainer(Schema& schema, TrainerOptions& o) {
   schema.real("beta1", o.optimizer.beta1, 0.0, 0.99999, "Adam");
   schema.real("beta2", o.optimizer.beta2, 0.0, 0.99999, "Adam");
   schema.integer("seed", o.seed, 0, int64_t{1} << 62, "of the data order and the noise");
+  schema.choice<ComputeDevice>(
+      "device", o.device,
+      {{"auto", ComputeDevice::automatic}, {"cpu", ComputeDevice::cpu}, {"cuda", ComputeDevice::cuda}},
+      "where ranks compute; cuda: one GPU a rank; auto: cuda where there is a GPU");
   schema.choice<ComputeDtype>(
       "dtype", o.dtype,
       {{"auto", ComputeDtype::automatic}, {"float32", ComputeDtype::float32}, {"bfloat16", ComputeDtype::bfloat16}},
@@ -46,6 +50,15 @@ void describe_trainer(Schema& schema, TrainerOptions& o) {
       "activation_checkpointing", o.activation_checkpointing, activation_checkpointing_names(),
       "what the backward pass computes again: full: each layer; selective: the MLP's inner projections; none: nothing; "
       "auto: the fastest that fits memory_limit; the results are the same to the last bit");
+  schema.choice<Placement>("placement", o.placement,
+                           {{"auto", Placement::automatic},
+                            {"replicate", Placement::replicate},
+                            {"shard", Placement::shard},
+                            {"host", Placement::host}},
+                           "of the frozen weights. replicate: all on every rank; shard: 1/N of each layer on each of N "
+                           "ranks; host: in the files' mapping, layer by layer; auto: the first of them that fits");
+  schema.real("hang_seconds", o.hang_seconds, 1.0, 86400.0,
+              "a rank that shows no sign of life for so long ends the run");
   schema.bytes_or_auto("memory_limit", o.memory_limit_bytes, "memory the run may use; auto: 80% of what is free");
 }
 
@@ -108,6 +121,15 @@ void check_recipe(const Recipe& r, const std::string& where) {
     reject(where, "warm_start.tokens is less than one sequence of trainer.sequence_length",
            "set it to 0 (off) or to at least the sequence length");
   }
+  const ActivationCheckpointing plan = r.trainer.activation_checkpointing;
+  if ((plan == ActivationCheckpointing::none || plan == ActivationCheckpointing::selective) &&
+      (r.trainer.placement == Placement::shard || r.trainer.placement == Placement::host)) {
+    reject(where,
+           "trainer.activation_checkpointing: " + name_of(plan) +
+               " keeps every layer's weights in memory, which trainer.placement: " + name_of(r.trainer.placement) +
+               " is meant to avoid",
+           "set trainer.activation_checkpointing to full or auto");
+  }
   if (r.warm_start.tokens == 0 && r.trainer.steps == 0) {
     reject(where, "nothing to do: warm_start.tokens and trainer.steps are both 0", "set one of them");
   }
@@ -124,6 +146,12 @@ Recipe read_recipe(const std::string& path, std::span<const std::string> overrid
   Recipe recipe;
   parse_yaml_file(path, overrides, [&](Schema& schema) { describe(schema, recipe); });
   check_recipe(recipe, path);
+  return recipe;
+}
+
+Recipe parse_recipe(const std::string& name, const std::string& yaml) {
+  Recipe recipe;
+  parse_yaml_text(name, yaml, {}, [&](Schema& schema) { describe(schema, recipe); });
   return recipe;
 }
 

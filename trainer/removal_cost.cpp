@@ -27,7 +27,8 @@ at::Tensor rotated(const at::Tensor& pair_T2, const RopeTables& rope) {
 
 // Half of 1, Z and X applied to the queries' pair, each then rotated: three [T, 2].
 std::vector<at::Tensor> rotated_parts(const at::Tensor& pair_T2, const RopeTables& rope) {
-  const at::Tensor reflected_T2 = pair_T2 * at::tensor({1.0F, -1.0F}).to(pair_T2.device()), swapped_T2 = at::flip(pair_T2, {1});
+  const at::Tensor reflected_T2 = pair_T2 * at::tensor({1.0F, -1.0F}).to(pair_T2.device()),
+                   swapped_T2 = at::flip(pair_T2, {1});
   std::vector<at::Tensor> parts;
   for (const at::Tensor& part_T2 : {pair_T2, reflected_T2, swapped_T2}) parts.push_back(rotated(part_T2 / 2, rope));
   return parts;

@@ -1,5 +1,7 @@
 #include "trainer/run.h"
 
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -9,19 +11,23 @@
 #include <cstring>
 #include <filesystem>
 #include <iterator>
+#include <optional>
 #include <stdexcept>
 
 #include "checkpoints/model_dir.h"
 #include "checkpoints/run_dir.h"
 #include "data/sample_order.h"
 #include "data/staged_file.h"
+#include "model/device_weights.h"
 #include "recipes/user_error.h"
+#include "trainer/checkpoint_writer.h"
 #include "trainer/hardware.h"
 #include "trainer/metrics.h"
 #include "trainer/model_tokens.h"
 #include "trainer/neuron_choice.h"
 #include "trainer/progress_line.h"
 #include "trainer/run_state.h"
+#include "trainer/sharded_weights.h"
 #include "trainer/trained_adapter.h"
 
 namespace dms {
@@ -45,41 +51,71 @@ uint64_t calibration_seed(const Recipe& recipe) {
   return static_cast<uint64_t>(recipe.trainer.seed) ^ 0x63616c6962726174ULL;  // "calibrat"
 }
 
+// The ranks of one host share its GPUs evenly.
+at::Device device_of(const Recipe& recipe, const RankGroup& ranks) {
+  if (recipe.trainer.device != ComputeDevice::cuda) return at::kCPU;
+  int64_t local_rank = 0;
+  for (int64_t r = 0; r < ranks.rank(); ++r) local_rank += ranks.host_of(r) == ranks.host_of(ranks.rank()) ? 1 : 0;
+  return {at::kCUDA, static_cast<at::DeviceIndex>(local_rank % at::detail::getCUDAHooks().getNumGPUs())};
+}
+
+std::unique_ptr<WeightSource> place_weights(const Recipe& recipe, RankGroup& ranks) {
+  const bool keep = recipe.trainer.placement == Placement::replicate;
+  auto whole =
+      open_weights(recipe.model_path, scalar_type(recipe.trainer.dtype), {.keep = keep, .warn = ranks.speaks()});
+  if (recipe.trainer.placement == Placement::shard) whole = std::make_unique<ShardedWeights>(std::move(whole), ranks);
+  return on_device(std::move(whole), device_of(recipe, ranks), keep);
+}
+
 class Run {
  public:
-  Run(Recipe recipe, const RunOptions& options)
+  Run(Recipe recipe, const RunOptions& options, RankGroup& ranks)
       : recipe_(std::move(recipe)),
         options_(options),
-        source_(open_weights(recipe_.model_path, scalar_type(recipe_.trainer.dtype))),
+        ranks_(ranks),
+        source_(place_weights(recipe_, ranks)),
         architecture_(source_->architecture()),
         rope_(make_rope_tables(architecture_, recipe_.trainer.sequence_length, source_->embedding().options())),
         files_(open_token_files(recipe_.data.train, recipe_.model_path, architecture_)),
         order_(files_, recipe_.trainer.sequence_length, static_cast<uint64_t>(recipe_.trainer.seed)),
-        calibration_(files_, recipe_.trainer.sequence_length, calibration_seed(recipe_)) {
+        calibration_(files_, recipe_.trainer.sequence_length, calibration_seed(recipe_)),
+        writer_(options.run_dir, recipe_.trainer.keep) {
     origin_.base_model = base_model_name(recipe_.model_path);
-    origin_.base_sha256 = base_model_hash(recipe_.model_path);
+    origin_.base_sha256 = ranks_.broadcast(ranks_.speaks() ? base_model_hash(recipe_.model_path) : std::string(), 0,
+                                           "the base model's hash");
     origin_.recipe_sha256 = sha256_hex(dump_recipe(recipe_));
   }
 
   void execute() {
-    announce();
-    const std::string checkpoint = options_.resume ? newest_checkpoint(options_.run_dir) : "";
+    if (ranks_.speaks()) announce();
+    const std::string checkpoint = ranks_.broadcast(
+        options_.resume && ranks_.speaks() ? newest_checkpoint(options_.run_dir) : std::string(), 0, "the checkpoint");
     int64_t step = checkpoint.empty() ? start_fresh() : continue_from(checkpoint);
     const StepOptions step_options = dms::step_options(recipe_);
-    MetricsLog metrics(options_.run_dir, step);
-    const double gemm_flops_per_s = step < recipe_.trainer.steps ? measure_gemm_flops_per_s(source_->dtype()) : 1.0;
-    ProgressLine progress;
+    std::optional<MetricsLog> metrics;
+    if (ranks_.speaks()) metrics.emplace(options_.run_dir, step);
+    const double gemm_flops_per_s =
+        step < recipe_.trainer.steps ? measure_gemm_flops_per_s(source_->dtype(), rope_.cos_Td.device()) : 1.0;
+    ProgressLine progress(ranks_.speaks());
     for (; step < recipe_.trainer.steps; ++step) {
-      if (options_.stop_requested()) {
+      if (ranks_.any(options_.stop_requested(), "step " + std::to_string(step) + " to begin")) {
         save(step);
+        writer_.finish();
         throw Interrupted("stopped at step " + std::to_string(step) + "; --resume continues from there");
       }
       const StepMetrics done = train_one_step(step_options, step, gemm_flops_per_s);
-      metrics.append(done);
+      if (metrics) metrics->append(done);
       progress.update(describe(done), step + 1, recipe_.trainer.steps);
+      if (const int64_t slow = straggler_of(done); slow >= 0 && slow != straggler_) {
+        straggler_ = slow;
+        progress.note(format("rank %ld on %s computes more than %.0f%% longer than the others", slow,
+                             ranks_.host_of(slow).c_str(), 100.0 * kStragglerShare));
+      }
       if ((step + 1) % recipe_.trainer.checkpoint_every == 0 && step + 1 < recipe_.trainer.steps) save(step + 1);
     }
     if (saved_step_ != recipe_.trainer.steps) save(recipe_.trainer.steps);
+    writer_.finish();
+    ranks_.barrier("the last checkpoint");
   }
 
  private:
@@ -100,8 +136,10 @@ class Run {
     if (recipe_.adapter.kind == AdapterKind::neuron) announce_borrowing();
     if (recipe_.warm_start.tokens > 0) fit_adapter();
 
-    fs::create_directories(options_.run_dir);
-    write_file(options_.run_dir + "/recipe.yaml", dump_recipe(recipe_));
+    if (ranks_.speaks()) {
+      fs::create_directories(options_.run_dir);
+      write_file(options_.run_dir + "/recipe.yaml", dump_recipe(recipe_));
+    }
     optimizer_ = std::make_unique<Optimizer>(*adapter_, recipe_.trainer.optimizer);
     save(0);
     return 0;
@@ -109,6 +147,7 @@ class Run {
 
   void announce_borrowing() const {
     const BorrowingCost cost = borrowing_cost_kl(*source_, *adapter_, rope_, calibration_.sample(1));
+    if (!ranks_.speaks()) return;
     std::fprintf(stderr, "borrowing %ld query channels costs a KL of %.6f nats/token before any eviction; by layer:",
                  architecture_.num_layers * architecture_.num_kv_heads, cost.all);
     for (size_t layer = 0; layer < cost.of_layer_L.size(); ++layer) {
@@ -128,13 +167,13 @@ class Run {
     const int64_t num_sequences = recipe_.warm_start.tokens / recipe_.trainer.sequence_length;
     std::vector<Sample> samples;
     for (int64_t i = 0; i < num_sequences; ++i) samples.push_back(calibration_.sample(2 + i));
-    ProgressLine progress;
+    ProgressLine progress(ranks_.speaks());
     const WarmStartResult fit = warm_start(
         *source_, *adapter_, recipe_.eviction, recipe_.warm_start, recipe_.data.attend_across_documents, rope_, samples,
         [&](int64_t done, int64_t total) {
           progress.update(format("warm start: layer %ld/%ld", done, total), done, total);
         },
-        options_.stop_requested);
+        [&] { return ranks_.any(options_.stop_requested(), "the warm start's next layer"); }, ranks_);
     progress.note(format("warm start: %.1fx fitted on %ld tokens in %s", recipe_.warm_start.compression, fit.tokens,
                          format_duration(fit.seconds).c_str()));
   }
@@ -145,17 +184,21 @@ class Run {
     optimizer_ = std::make_unique<Optimizer>(*adapter_, recipe_.trainer.optimizer);
     const int64_t step = load_optimizer(checkpoint, *optimizer_);
     saved_step_ = step;
-    std::fprintf(stderr, "resuming %s at step %ld\n", options_.run_dir.c_str(), step);
+    if (ranks_.speaks()) std::fprintf(stderr, "resuming %s at step %ld\n", options_.run_dir.c_str(), step);
     return step;
   }
 
   StepMetrics train_one_step(const StepOptions& step_options, int64_t step, double gemm_flops_per_s) {
     const auto begin = Clock::now();
+    const double waited_before = ranks_.waited_seconds();
     const int64_t first_sample = step * recipe_.trainer.global_batch;
+    const auto [share_begin, share_end] = share_of_rank(recipe_.trainer.global_batch, ranks_.rank(), ranks_.size());
     std::vector<Sample> batch;
-    for (int64_t i = 0; i < recipe_.trainer.global_batch; ++i) batch.push_back(order_.sample(first_sample + i));
+    for (int64_t i = share_begin; i < share_end; ++i) batch.push_back(order_.sample(first_sample + i));
+    const double data_seconds = seconds_since(begin);
     set_borrowed_share(step);
-    const StepResult result = training_step(*source_, *adapter_, step_options, rope_, step, first_sample, batch);
+    const StepResult result =
+        training_step(*source_, *adapter_, step_options, rope_, step, first_sample, batch, ranks_);
     const double gradient_norm = global_norm(result.gradients);
     require_finite(result, gradient_norm, step);
     const double learning_rate = learning_rate_at(recipe_.trainer.optimizer, step, recipe_.trainer.steps);
@@ -172,18 +215,32 @@ class Run {
     metrics.grad_norm = gradient_norm;
     metrics.lr = learning_rate;
     metrics.seconds = seconds_since(begin);
+    record_times(metrics, data_seconds, ranks_.waited_seconds() - waited_before);
     const double sequences = static_cast<double>(recipe_.trainer.global_batch);
     metrics.tokens_per_s = sequences * static_cast<double>(recipe_.trainer.sequence_length) / metrics.seconds;
     metrics.mfu = sequences * needed_flops_per_sequence(architecture_, recipe_.trainer.sequence_length) /
-                  metrics.seconds / gemm_flops_per_s;
-    metrics.peak_memory_bytes = peak_memory_bytes();
+                  metrics.seconds / gemm_flops_per_s / static_cast<double>(ranks_.size());
+    metrics.peak_memory_bytes = peak_device_memory_bytes(rope_.cos_Td.device());
     return metrics;
+  }
+
+  void record_times(StepMetrics& metrics, double data_seconds, double communication_seconds) {
+    const at::Tensor all_R3 = ranks_.all_gather(
+        at::tensor({metrics.seconds, data_seconds, communication_seconds}, at::kDouble), "the step's times");
+    for (int64_t r = 0; r < ranks_.size(); ++r) {
+      const double* times = all_R3.data_ptr<double>() + 3 * r;
+      metrics.rank_seconds.push_back(times[0]);
+      metrics.rank_data_seconds.push_back(times[1]);
+      metrics.rank_communication_seconds.push_back(times[2]);
+      metrics.rank_compute_seconds.push_back(times[0] - times[1] - times[2]);
+    }
   }
 
   // Nothing of the step has been applied yet: the checkpoint that is saved is the state before it.
   void require_finite(const StepResult& result, double gradient_norm, int64_t step) {
     if (std::isfinite(result.loss) && std::isfinite(gradient_norm)) return;
     if (saved_step_ != step) save(step);
+    writer_.finish();
     throw std::runtime_error(
         format("step %ld: the loss is %g and the gradient norm %g; stopped before the update\n"
                "  the state before this step is saved; try a smaller trainer.learning_rate, trainer.dtype=float32,\n"
@@ -199,12 +256,13 @@ class Run {
 
   void save(int64_t step) {
     origin_.step = step;
-    save_checkpoint(options_.run_dir, *adapter_, *optimizer_, recipe_, origin_);
+    if (ranks_.speaks()) writer_.start(checkpoint_contents(*adapter_, *optimizer_, recipe_, origin_));
     saved_step_ = step;
   }
 
   Recipe recipe_;
   const RunOptions& options_;
+  RankGroup& ranks_;
   std::unique_ptr<WeightSource> source_;
   const Architecture architecture_;
   const RopeTables rope_;
@@ -214,6 +272,8 @@ class Run {
   std::unique_ptr<Adapter> adapter_;
   std::unique_ptr<Optimizer> optimizer_;
   int64_t saved_step_ = -1;
+  int64_t straggler_ = -1;  // the last one that was named
+  CheckpointWriter writer_;
 };
 
 // A run directory that cannot be made should be found out before the warm start, not after it.
@@ -229,31 +289,81 @@ void require_makeable_directory(const std::string& path) {
   }
 }
 
-ActivationCheckpointing fastest_plan_that_fits(const Recipe& recipe, const Architecture& architecture) {
-  const int64_t limit =
-      recipe.trainer.memory_limit_bytes >= 0 ? recipe.trainer.memory_limit_bytes : available_memory_bytes() / 5 * 4;
+// `bytes`: what is left beside the weights, for all ranks of this machine.
+ActivationCheckpointing fastest_plan_that_fits(const Recipe& recipe, int64_t bytes, const Architecture& architecture) {
+  // The other plans hold on to the weights of every layer.
+  if (recipe.trainer.placement != Placement::replicate) return ActivationCheckpointing::full;
   const auto element_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.trainer.dtype)));
   for (const auto plan : {ActivationCheckpointing::none, ActivationCheckpointing::selective}) {
     const int64_t activations =
         recipe.trainer.global_batch *
         kept_activation_bytes(plan, architecture, recipe.trainer.sequence_length, element_bytes);
-    if (activations + architecture.num_parameters() * element_bytes <= limit) return plan;
+    if (activations <= bytes) return plan;
   }
   return ActivationCheckpointing::full;
 }
 
 }  // namespace
 
-void resolve_recipe(Recipe& recipe, const Architecture& architecture) {
+void require_sequence_for_each_rank(const Recipe& recipe, int64_t num_ranks) {
+  if (recipe.trainer.global_batch < num_ranks) {
+    throw UserError("",
+                    "trainer.global_batch (" + std::to_string(recipe.trainer.global_batch) + ") is less than the " +
+                        std::to_string(num_ranks) + " ranks, each of which needs a sequence",
+                    {"raise trainer.global_batch or start fewer ranks"});
+  }
+}
+
+void settle_dtype(Recipe& recipe) {
+  const bool cuda = recipe.trainer.device != ComputeDevice::cpu &&
+                    device_named(recipe.trainer.device == ComputeDevice::cuda ? "cuda" : "auto").is_cuda();
+  recipe.trainer.device = cuda ? ComputeDevice::cuda : ComputeDevice::cpu;
+  if (recipe.trainer.dtype != ComputeDtype::automatic) return;
+  recipe.trainer.dtype = cuda || cpu_computes_bfloat16() ? ComputeDtype::bfloat16 : ComputeDtype::float32;
+}
+
+namespace {
+
+// Of the machine, or of its GPUs together: as many as there are ranks share it.
+int64_t free_memory_bytes(const Recipe& recipe) {
+  if (recipe.trainer.device != ComputeDevice::cuda) return available_memory_bytes();
+  int64_t bytes = 0;
+  for (at::DeviceIndex i = 0; i < at::detail::getCUDAHooks().getNumGPUs(); ++i) {
+    bytes += static_cast<int64_t>(c10::getDeviceAllocator(at::kCUDA)->getMemoryInfo(i).first);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+void resolve_recipe(Recipe& recipe, const Architecture& architecture, int64_t num_ranks) {
   require_exportable(recipe, architecture);
-  const bool native = cpu_computes_bfloat16();
-  if (recipe.trainer.dtype == ComputeDtype::automatic) {
-    recipe.trainer.dtype = native ? ComputeDtype::bfloat16 : ComputeDtype::float32;
-  } else if (recipe.trainer.dtype == ComputeDtype::bfloat16 && !native) {
-    std::fprintf(stderr, "warning: this processor has no bfloat16 instructions; float32 would be far faster\n");
+  require_sequence_for_each_rank(recipe, num_ranks);
+  settle_dtype(recipe);
+  const int64_t limit =
+      recipe.trainer.memory_limit_bytes >= 0 ? recipe.trainer.memory_limit_bytes : free_memory_bytes(recipe) / 5 * 4;
+  const int64_t element_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.trainer.dtype)));
+  const int64_t weight_bytes = architecture.num_parameters() * element_bytes;
+  if (recipe.trainer.placement == Placement::automatic) {
+    const bool keeps_layers = recipe.trainer.activation_checkpointing == ActivationCheckpointing::none ||
+                              recipe.trainer.activation_checkpointing == ActivationCheckpointing::selective;
+    // A fifth of the limit stays for activations.
+    recipe.trainer.placement = keeps_layers || num_ranks * weight_bytes <= limit / 5 * 4 ? Placement::replicate
+                               : num_ranks > 1 && weight_bytes <= limit / 5 * 4          ? Placement::shard
+                                                                                         : Placement::host;
   }
   if (recipe.trainer.activation_checkpointing == ActivationCheckpointing::automatic) {
-    recipe.trainer.activation_checkpointing = fastest_plan_that_fits(recipe, architecture);
+    recipe.trainer.activation_checkpointing =
+        fastest_plan_that_fits(recipe, limit - num_ranks * weight_bytes, architecture);
+  }
+}
+
+namespace {
+
+void warn_of_choices(const Recipe& recipe, const Architecture& architecture) {
+  if (recipe.trainer.device == ComputeDevice::cpu && recipe.trainer.dtype == ComputeDtype::bfloat16 &&
+      !cpu_computes_bfloat16()) {
+    std::fprintf(stderr, "warning: this processor has no bfloat16 instructions; float32 would be far faster\n");
   }
   if (recipe.trainer.sequence_length > architecture.max_positions) {
     std::fprintf(stderr, "warning: trainer.sequence_length %ld is beyond the model's max_position_embeddings %ld\n",
@@ -261,7 +371,8 @@ void resolve_recipe(Recipe& recipe, const Architecture& architecture) {
   }
 }
 
-void train(Recipe recipe, const RunOptions& options) {
+// What all ranks train: rank 0 settles it.
+Recipe settled_recipe(Recipe recipe, const RunOptions& options, int64_t num_ranks) {
   const bool exists = fs::exists(options.run_dir + "/recipe.yaml");
   if (exists && !options.resume) {
     throw UserError(options.run_dir, "already holds a run", {"--resume continues it; another --run-dir starts afresh"});
@@ -272,8 +383,18 @@ void train(Recipe recipe, const RunOptions& options) {
   require_makeable_directory(options.run_dir);
   const Architecture architecture = read_architecture(recipe.model_path);
   if (exists) recipe = recipe_to_resume(options.run_dir, std::move(recipe));
-  resolve_recipe(recipe, architecture);
-  Run(std::move(recipe), options).execute();
+  resolve_recipe(recipe, architecture, num_ranks);
+  warn_of_choices(recipe, architecture);
+  return recipe;
+}
+
+}  // namespace
+
+void train(Recipe recipe, const RunOptions& options, RankGroup& ranks) {
+  const std::string settled = ranks.broadcast(
+      ranks.speaks() ? dump_recipe(settled_recipe(std::move(recipe), options, ranks.size())) : std::string(), 0,
+      "the recipe that rank 0 settles");
+  Run(parse_recipe("the settled recipe", settled), options, ranks).execute();
 }
 
 }  // namespace dms

@@ -4,6 +4,7 @@
 #include <functional>
 #include <string>
 
+#include "trainer/ranks.h"
 #include "trainer/recipe.h"
 
 namespace dms {
@@ -11,14 +12,21 @@ namespace dms {
 struct RunOptions {
   std::string run_dir;
   bool resume = false;  // continue run_dir where its newest complete checkpoint stands
-  std::function<bool()> stop_requested = [] { return false; };
+  std::function<bool()> stop_requested = [] { return false; };  // on any rank: all stop
 };
 
-// Throws UserError before anything is written when the input is wrong, Interrupted after saving when
-// `stop_requested`, std::runtime_error when a loss or gradient is not finite.
-void train(Recipe recipe, const RunOptions& options);
+// All ranks call together; the run directory is rank 0's.  Throws UserError before anything is written when the input
+// is wrong, Interrupted after saving when `stop_requested`, RankLost, std::runtime_error when a loss or gradient is not
+// finite.
+void train(Recipe recipe, const RunOptions& options, RankGroup& ranks);
 
-// Settles what "auto" means on this machine.  Throws UserError when a setting cannot be honoured.
-void resolve_recipe(Recipe& recipe, const Architecture& architecture);
+// Throws UserError when the global batch is too small for so many ranks.
+void require_sequence_for_each_rank(const Recipe& recipe, int64_t num_ranks);
+
+void settle_dtype(Recipe& recipe);  // "auto" on this machine's processor
+
+// Settles what "auto" means on this machine, for that many ranks on it.  Throws UserError when a setting cannot be
+// honoured.
+void resolve_recipe(Recipe& recipe, const Architecture& architecture, int64_t num_ranks = 1);
 
 }  // namespace dms

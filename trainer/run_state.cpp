@@ -21,8 +21,21 @@ const std::vector<std::string> kFreeKeys{"data.held_out",
                                          "trainer.keep",
                                          "trainer.memory_limit",
                                          "trainer.activation_checkpointing",
+                                         "trainer.placement",
+                                         "trainer.hang_seconds",
                                          "export_targets",
                                          "model.path"};
+
+// One process writes into a run directory, so what has an unfinished name was left by a killed one.
+void remove_unfinished(const std::string& run_dir) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(fs::path(run_dir) / "checkpoints", ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.find(".partial.") != std::string::npos || name.find(".replaced.") != std::string::npos) {
+      fs::remove_all(entry.path(), ignored);
+    }
+  }
+}
 
 std::vector<OptionRow> rows_of(Recipe recipe) {
   return option_rows([&](Schema& schema) { describe(schema, recipe); });
@@ -30,22 +43,30 @@ std::vector<OptionRow> rows_of(Recipe recipe) {
 
 }  // namespace
 
-void save_checkpoint(const std::string& run_dir, const Adapter& adapter, const Optimizer& optimizer,
-                     const Recipe& recipe, const AdapterOrigin& origin) {
+CheckpointContents checkpoint_contents(const Adapter& adapter, const Optimizer& optimizer, const Recipe& recipe,
+                                       const AdapterOrigin& origin) {
+  CheckpointContents contents{to_adapter_file(adapter, recipe, origin), optimizer.state(), dump_recipe(recipe)};
+  for (NamedTensors* tensors : {&contents.adapter.tensors, &contents.optimizer}) {
+    for (auto& [name, tensor] : *tensors) tensor = tensor.detach().clone();
+  }
+  return contents;
+}
+
+void write_checkpoint(const std::string& run_dir, const CheckpointContents& contents, int64_t keep) {
+  const int64_t step = contents.adapter.step;
   fs::create_directories(fs::path(run_dir) / "checkpoints");
-  StagedDir staged(checkpoint_path(run_dir, origin.step));
-  write_adapter_file(staged.path(), to_adapter_file(adapter, recipe, origin));
-  write_safetensors(staged.path() + "/optimizer.safetensors", optimizer.state());
-  write_file(staged.path() + "/recipe.yaml", dump_recipe(recipe));
+  StagedDir staged(checkpoint_path(run_dir, step));
+  write_adapter_file(staged.path(), contents.adapter);
+  write_safetensors(staged.path() + "/optimizer.safetensors", contents.optimizer);
+  write_file(staged.path() + "/recipe.yaml", contents.recipe);
   write_file(staged.path() + "/trainer_state.json",
-             nlohmann::ordered_json{{"version", kStateVersion}, {"step", origin.step}}.dump(2) + "\n");
-  write_manifest(staged.path(), origin.step);
+             nlohmann::ordered_json{{"version", kStateVersion}, {"step", step}}.dump(2) + "\n");
+  write_manifest(staged.path(), step);
   staged.commit();
 
   const std::vector<CheckpointDir> checkpoints = list_checkpoints(run_dir);
-  for (size_t i = static_cast<size_t>(recipe.trainer.keep); i < checkpoints.size(); ++i) {
-    fs::remove_all(checkpoints[i].path);
-  }
+  for (size_t i = static_cast<size_t>(keep); i < checkpoints.size(); ++i) fs::remove_all(checkpoints[i].path);
+  remove_unfinished(run_dir);
 }
 
 int64_t load_optimizer(const std::string& checkpoint_dir, Optimizer& optimizer) {

@@ -17,9 +17,16 @@
 
 namespace dms {
 
-// Writes RUN/checkpoints/step-NNNNNN and removes all but the newest `recipe.trainer.keep`.
-void save_checkpoint(const std::string& run_dir, const Adapter& adapter, const Optimizer& optimizer,
-                     const Recipe& recipe, const AdapterOrigin& origin);
+struct CheckpointContents {
+  AdapterFile adapter;
+  NamedTensors optimizer;
+  std::string recipe;
+};
+// A copy: training goes on while it is written.
+CheckpointContents checkpoint_contents(const Adapter& adapter, const Optimizer& optimizer, const Recipe& recipe,
+                                       const AdapterOrigin& origin);
+// Writes RUN/checkpoints/step-NNNNNN and removes all but the newest `keep`, and what killed writers left.
+void write_checkpoint(const std::string& run_dir, const CheckpointContents& contents, int64_t keep);
 
 // Restores optimizer moments from a checkpoint directory (the adapter comes through load_trained_adapter) and returns
 // the step to run next.  Throws UserError.

@@ -2,6 +2,7 @@
 
 #include "model/noise.h"
 #include "trainer/ordered_sum.h"
+#include "trainer/sample_tree.h"
 
 namespace dms {
 
@@ -44,14 +45,16 @@ struct SampleState {
 class TrainingStep {
  public:
   TrainingStep(WeightSource& source, const Adapter& adapter, const StepOptions& options, const RopeTables& rope,
-               int64_t step, int64_t first_sample)
+               int64_t step, const SampleTree& tree, int64_t first_sample, RankGroup& ranks)
       : source_(source),
         architecture_(source.architecture()),
         adapter_(adapter),
         options_(options),
         rope_(rope),
         step_(step),
-        first_sample_(first_sample) {}
+        tree_(tree),
+        first_sample_(first_sample + tree.first_sample()),
+        ranks_(ranks) {}
 
   StepResult run(const std::vector<Sample>& batch) {
     begin(batch);
@@ -59,25 +62,24 @@ class TrainingStep {
 
     StepResult result;
     result.target_cr = compression_ratio_at(options_.compression, step_);
-    const double fraction = tree_sum(fraction_sums_) / static_cast<double>(num_fraction_);
+    const double fraction = global_sum(fraction_sums_) / static_cast<double>(num_fraction_);
     const CompressionLoss compression =
         compression_loss(options_.compression, target_fraction(result.target_cr), fraction);
     result.compression_loss = compression.loss;
     const double num_far = static_cast<double>(std::max<int64_t>(1, num_far_));
-    result.alpha_mean = tree_sum(alpha_sums_) / num_far;
-    result.eviction_rate = tree_sum(evicted_sums_) / num_far;
+    result.alpha_mean = global_sum(alpha_sums_) / num_far;
+    result.eviction_rate = global_sum(evicted_sums_) / num_far;
 
     result.kl = distill_batch(batch);
     result.loss = result.kl + result.compression_loss;
 
     const double alpha_gradient = compression.gradient / static_cast<double>(num_fraction_);
-    std::vector<std::vector<at::Tensor>> layer_gradients(static_cast<size_t>(architecture_.num_layers));
+    std::vector<std::vector<at::Tensor>> gradients;  // per parameter, the sums of this rank's subtrees
     for (int64_t layer = architecture_.num_layers - 1; layer >= 0; --layer) {
-      layer_gradients[static_cast<size_t>(layer)] = backward_layer(layer, alpha_gradient);
+      std::vector<std::vector<at::Tensor>> of_layer = backward_layer(layer, alpha_gradient);
+      gradients.insert(gradients.begin(), of_layer.begin(), of_layer.end());
     }
-    for (const auto& gradients : layer_gradients) {
-      result.gradients.insert(result.gradients.end(), gradients.begin(), gradients.end());
-    }
+    result.gradients = tree_.sum_over_ranks(gradients, ranks_, "the adapters' gradients");
     return result;
   }
 
@@ -101,11 +103,23 @@ class TrainingStep {
       num_fraction_ += heads * samples_.back().counted.per_head;
       num_far_ += heads * num_counted_keys(window, documents);
     }
+    for (const Sample& sample : batch) {
+      num_positions_ += std::count(sample.loss_mask.begin(), sample.loss_mask.end(), uint8_t{1});
+    }
+    const at::Tensor sizes =
+        ranks_.all_gather(at::tensor({num_fraction_, num_far_, num_positions_}, at::kLong), "the batch's sizes").sum(0);
     // A batch of documents that all fit into the window counts no key: nothing to compress, nothing to divide by.
-    num_fraction_ = std::max<int64_t>(1, num_fraction_);
+    num_fraction_ = std::max<int64_t>(1, sizes[0].item<int64_t>());
+    num_far_ = sizes[1].item<int64_t>();
+    num_positions_ = std::max<int64_t>(1, sizes[2].item<int64_t>());
     fraction_sums_.assign(samples_.size(), 0.0);
     alpha_sums_.assign(samples_.size(), 0.0);
     evicted_sums_.assign(samples_.size(), 0.0);
+  }
+
+  // Over the global batch, from this rank's values per sample.
+  double global_sum(const std::vector<double>& per_sample) const {
+    return tree_sum(ranks_.all_gather(per_sample, tree_.samples_of_rank(), "the other samples' losses"));
   }
 
   // The same whenever it is asked for, so that recomputation sees the same noise.
@@ -139,11 +153,6 @@ class TrainingStep {
   // student's rows the two models are one: no KL, no gradient.
   double distill_batch(const std::vector<Sample>& batch) {
     const HeadWeights head{source_.final_norm(), source_.head(), architecture_.rms_norm_eps};
-    int64_t num_positions = 0;
-    for (const Sample& sample : batch) {
-      num_positions += std::count(sample.loss_mask.begin(), sample.loss_mask.end(), uint8_t{1});
-    }
-    num_positions = std::max<int64_t>(1, num_positions);
     std::vector<double> kl_sums;
     for (size_t s = 0; s < batch.size(); ++s) {
       SampleState& state = samples_[s];
@@ -152,17 +161,18 @@ class TrainingStep {
         row_mask.insert(row_mask.end(), batch[s].loss_mask.begin() + begin, batch[s].loss_mask.begin() + end);
       }
       DistillationResult sample = distill(head, state.rows.take(state.teacher_TD), state.rows.take(state.student_TD),
-                                          row_mask, options_.distillation, 1.0 / static_cast<double>(num_positions));
+                                          row_mask, options_.distillation, 1.0 / static_cast<double>(num_positions_));
       kl_sums.push_back(sample.kl_sum);
       state.gradient_FD = std::move(sample.dstudent_TD);
       state.teacher_TD.reset();
       state.student_TD.reset();
     }
-    return tree_sum(kl_sums) / static_cast<double>(num_positions);
+    return global_sum(kl_sums) / static_cast<double>(num_positions_);
   }
 
-  // Gradients of the layer's adapter parameters over the whole batch; moves every gradient_FD one layer down.
-  std::vector<at::Tensor> backward_layer(int64_t layer, double alpha_gradient) {
+  // Gradients of the layer's adapter parameters, each as the sums of this rank's subtrees; moves every gradient_FD one
+  // layer down.
+  std::vector<std::vector<at::Tensor>> backward_layer(int64_t layer, double alpha_gradient) {
     const LayerWeights weights = source_.layer(layer);
     const bool of_token_alpha = options_.compression.count == CompressionCount::straight_through;
     std::vector<std::vector<at::Tensor>> per_sample(adapter_.layer_parameters(layer).size());
@@ -175,8 +185,8 @@ class TrainingStep {
       state.gradient_FD = std::move(gradients.dx_FD);
       for (size_t p = 0; p < per_sample.size(); ++p) per_sample[p].push_back(std::move(gradients.parameters[p]));
     }
-    std::vector<at::Tensor> combined;
-    for (auto& gradients : per_sample) combined.push_back(tree_sum(std::move(gradients)));
+    std::vector<std::vector<at::Tensor>> combined;
+    for (auto& gradients : per_sample) combined.push_back(tree_.subtree_sums(std::move(gradients)));
     return combined;
   }
 
@@ -185,18 +195,24 @@ class TrainingStep {
   const Adapter& adapter_;
   const StepOptions& options_;
   const RopeTables& rope_;
-  const int64_t step_, first_sample_;
+  const int64_t step_;
+  const SampleTree& tree_;
+  const int64_t first_sample_;  // of this rank, in the run
+  RankGroup& ranks_;
 
   std::vector<SampleState> samples_;
   std::vector<double> fraction_sums_, alpha_sums_, evicted_sums_;  // per sample, over layers and heads
   int64_t num_fraction_ = 0, num_far_ = 0;                         // over the global batch, layers and heads
+  int64_t num_positions_ = 0;                                      // that the KL counts, over the global batch
 };
 
 }  // namespace
 
 StepResult training_step(WeightSource& source, const Adapter& adapter, const StepOptions& options,
-                         const RopeTables& rope, int64_t step, int64_t first_sample, const std::vector<Sample>& batch) {
-  return TrainingStep(source, adapter, options, rope, step, first_sample).run(batch);
+                         const RopeTables& rope, int64_t step, int64_t first_sample, const std::vector<Sample>& batch,
+                         RankGroup& ranks) {
+  const SampleTree tree(ranks.all_gather(static_cast<int64_t>(batch.size()), "the shares of the batch"), ranks.rank());
+  return TrainingStep(source, adapter, options, rope, step, tree, first_sample, ranks).run(batch);
 }
 
 }  // namespace dms

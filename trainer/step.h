@@ -17,6 +17,7 @@
 #include "model/weights.h"
 #include "trainer/compression.h"
 #include "trainer/distill.h"
+#include "trainer/ranks.h"
 
 namespace dms {
 
@@ -39,8 +40,11 @@ struct StepResult {
   std::vector<at::Tensor> gradients;  // one a parameter, in Adapter::parameters() order
 };
 
-// Samples [first_sample, first_sample + batch.size()) of the run, all of one length.
+// A global batch of samples of one length, of which `first_sample` is the first one's index in the run and `batch` this
+// rank's share: the ranks' shares are contiguous, in rank order, none empty.  All ranks call together and get the same
+// result, with the same bits on any number of ranks.
 StepResult training_step(WeightSource& source, const Adapter& adapter, const StepOptions& options,
-                         const RopeTables& rope, int64_t step, int64_t first_sample, const std::vector<Sample>& batch);
+                         const RopeTables& rope, int64_t step, int64_t first_sample, const std::vector<Sample>& batch,
+                         RankGroup& ranks);
 
 }  // namespace dms

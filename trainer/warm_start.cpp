@@ -21,10 +21,14 @@ struct CalibrationSequence {
   at::Tensor x_TD;
 };
 
+// This rank's share of the first `count` samples.
 std::vector<CalibrationSequence> embed(WeightSource& source, const std::vector<Sample>& samples, size_t count,
-                                       bool attend_across_documents) {
+                                       bool attend_across_documents, const RankGroup& ranks) {
+  source.embedding();  // by all ranks, those too that have no sequence
   std::vector<CalibrationSequence> sequences;
-  for (size_t s = 0; s < std::min(count, samples.size()); ++s) {
+  const auto [begin, end] =
+      share_of_rank(static_cast<int64_t>(std::min(count, samples.size())), ranks.rank(), ranks.size());
+  for (size_t s = static_cast<size_t>(begin); s < static_cast<size_t>(end); ++s) {
     const auto num_tokens = static_cast<int64_t>(samples[s].tokens.size());
     sequences.push_back({attend_across_documents ? DocumentOffsets{0, num_tokens} : samples[s].document_offsets,
                          embed_tokens(source, samples[s].tokens)});
@@ -73,17 +77,50 @@ LayerObservation observe_layer(const Architecture& a, const LayerWeights& weight
 
 double pilot_threshold(WeightSource& source, const Adapter& adapter, const EvictionOptions& eviction,
                        const WarmStartOptions& options, const RopeTables& rope,
-                       std::vector<CalibrationSequence> sequences) {
+                       std::vector<CalibrationSequence> sequences, RankGroup& ranks) {
   const Architecture& a = source.architecture();
-  std::vector<at::Tensor> importance;
+  std::vector<at::Tensor> importance{at::empty({0}, at::kFloat)};  // a rank may have no sequence
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const LayerWeights weights = source.layer(layer);
     for (CalibrationSequence& sequence : sequences) {
-      importance.push_back(
-          observe_layer(a, weights, adapter, eviction, layer, rope, sequence, false).importance_NG.reshape({-1}));
+      importance.push_back(observe_layer(a, weights, adapter, eviction, layer, rope, sequence, false)
+                               .importance_NG.reshape({-1})
+                               .to(at::kCPU));
     }
   }
-  return order_statistic(at::cat(importance), 1.0 - 1.0 / options.compression);
+  return order_statistic(ranks.all_gather_rows(at::cat(importance), "the warm start's pilot"),
+                         1.0 - 1.0 / options.compression);
+}
+
+// One layer's rows of all sequences, on the rank that fits it.
+struct LayerRows {
+  int64_t layer = 0;
+  at::Tensor features_ND, scale_NG, importance_NG;  // the scale is undefined when the adapter has none
+};
+
+struct LayerFit {
+  KeepFunction keep;
+  at::Tensor score_NG;
+};
+
+LayerFit fit_layer(const LayerRows& rows, double threshold, const FitOptions& options) {
+  LayerFit fit;
+  fit.keep = fit_keep_function(rows.features_ND, rows.scale_NG, rows.importance_NG, threshold, options);
+  fit.score_NG = at::matmul(rows.features_ND, fit.keep.weight_GD.t());
+  if (rows.scale_NG.defined()) fit.score_NG.mul_(rows.scale_NG);
+  fit.score_NG.add_(fit.keep.intercept_G);
+  return fit;
+}
+
+// Gives every rank every layer's fit.
+void share_fits(std::vector<LayerFit>& fits, RankGroup& ranks) {
+  for (int64_t layer = 0; layer < static_cast<int64_t>(fits.size()); ++layer) {
+    LayerFit& fit = fits[static_cast<size_t>(layer)];
+    for (at::Tensor* tensor : {&fit.keep.weight_GD, &fit.keep.intercept_G, &fit.score_NG}) {
+      *tensor =
+          ranks.broadcast_from(*tensor, layer % ranks.size(), "the warm start's fit of layer " + std::to_string(layer));
+    }
+  }
 }
 
 }  // namespace
@@ -99,20 +136,21 @@ void describe(Schema& schema, WarmStartOptions& o) {
 WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const EvictionOptions& eviction,
                            const WarmStartOptions& options, bool attend_across_documents, const RopeTables& rope,
                            const std::vector<Sample>& samples, const std::function<void(int64_t, int64_t)>& progress,
-                           const std::function<bool()>& stop) {
+                           const std::function<bool()>& stop, RankGroup& ranks) {
   const at::NoGradGuard no_grad;
   const auto begin = std::chrono::steady_clock::now();
   const Architecture& a = source.architecture();
   WarmStartResult result;
   result.threshold = pilot_threshold(source, adapter, eviction, options, rope,
-                                     embed(source, samples, kPilotSequences, attend_across_documents));
+                                     embed(source, samples, kPilotSequences, attend_across_documents, ranks), ranks);
 
-  std::vector<CalibrationSequence> sequences = embed(source, samples, samples.size(), attend_across_documents);
+  std::vector<CalibrationSequence> sequences = embed(source, samples, samples.size(), attend_across_documents, ranks);
   for (const Sample& sample : samples) result.tokens += static_cast<int64_t>(sample.tokens.size());
-  FitOptions fit = options.fit;
-  fit.with_intercept = adapter.options().bias == AdapterBias::per_head;
-  std::vector<KeepFunction> keep;
-  std::vector<at::Tensor> score_NG;
+  FitOptions fit_options = options.fit;
+  fit_options.with_intercept = adapter.options().bias == AdapterBias::per_head;
+  std::vector<LayerFit> fits(static_cast<size_t>(a.num_layers));
+  LayerRows mine;                                   // of the layer that is this rank's to fit
+  const bool scaled = adapter.has_feature_scale();  // known to ranks without a sequence, too
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     if (stop()) throw Interrupted("stopped during the warm start; nothing of it is kept");
     const LayerWeights weights = source.layer(layer);
@@ -123,22 +161,36 @@ WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const Evictio
       if (seen.scale_NG.defined()) scale.push_back(std::move(seen.scale_NG));
       importance.push_back(std::move(seen.importance_NG));
     }
-    const at::Tensor features_ND = at::cat(features);
+    const int64_t owner = layer % ranks.size();
+    const auto to_owner = [&](const std::vector<at::Tensor>& parts, int64_t columns) {
+      const at::Tensor rows = parts.empty() ? at::empty({0, columns}, at::kFloat) : at::cat(parts);
+      if (ranks.size() == 1) return rows;  // stays on its device
+      return ranks.gather_rows(rows.to(at::kCPU), owner, "the warm start's rows of layer " + std::to_string(layer));
+    };
+    const at::Tensor features_ND = to_owner(features, a.hidden_size),
+                     importance_NG = to_owner(importance, a.num_kv_heads),
+                     scale_NG = scaled ? to_owner(scale, a.num_kv_heads) : at::Tensor();
     features.clear();
-    const at::Tensor scale_NG = scale.empty() ? at::Tensor() : at::cat(scale);
-    keep.push_back(fit_keep_function(features_ND, scale_NG, at::cat(importance), result.threshold, fit));
-    at::Tensor linear_NG = at::matmul(features_ND, keep.back().weight_GD.t());
-    if (scale_NG.defined()) linear_NG.mul_(scale_NG);
-    score_NG.push_back(linear_NG + keep.back().intercept_G);
+    if (owner == ranks.rank()) mine = {layer, features_ND, scale_NG, importance_NG};
+    // Every rank has a layer, or there are no more: they fit side by side.
+    if (owner + 1 == ranks.size() || layer + 1 == a.num_layers) {
+      if (mine.features_ND.defined()) {
+        fits[static_cast<size_t>(mine.layer)] = fit_layer(mine, result.threshold, fit_options);
+      }
+      mine = {};
+    }
     progress(layer + 1, a.num_layers);
   }
+  share_fits(fits, ranks);
 
   // Evict the share 1 - 1/CR with the lowest keep scores: logit = cut - score.
+  std::vector<at::Tensor> score_NG;
+  for (const LayerFit& fit : fits) score_NG.push_back(fit.score_NG);
   const double cut = order_statistic(at::cat(score_NG), 1.0 - 1.0 / options.compression);
   if (adapter.options().bias == AdapterBias::none) adapter.set_alpha_offset(-cut);
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const size_t i = static_cast<size_t>(layer);
-    adapter.set_logit_function(layer, -keep[i].weight_GD, cut - keep[i].intercept_G);
+    adapter.set_logit_function(layer, -fits[i].keep.weight_GD, cut - fits[i].keep.intercept_G);
     result.layer_eviction_rate.push_back(at::mean((score_NG[i] < cut).to(at::kFloat)).item<double>());
   }
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

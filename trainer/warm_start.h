@@ -17,6 +17,7 @@
 #include "model/weights.h"
 #include "recipes/schema.h"
 #include "trainer/eviction_fit.h"
+#include "trainer/ranks.h"
 
 namespace dms {
 
@@ -34,10 +35,12 @@ struct WarmStartResult {
   std::vector<double> layer_eviction_rate;  // [L], on the calibration text
 };
 
-// `progress(done, total)` is called after each layer.  `stop()` true makes it throw Interrupted.
+// All ranks call with the same `samples`.  They share the forward passes by sequence and the fits by layer, each fit
+// seeing all rows, and get the same adapter, the one a single rank gets.
+// `progress(done, total)` is called after each layer.  `stop()` true, on all ranks, makes it throw Interrupted.
 WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const EvictionOptions& eviction,
                            const WarmStartOptions& options, bool attend_across_documents, const RopeTables& rope,
                            const std::vector<Sample>& samples, const std::function<void(int64_t, int64_t)>& progress,
-                           const std::function<bool()>& stop);
+                           const std::function<bool()>& stop, RankGroup& ranks);
 
 }  // namespace dms

@@ -18,6 +18,7 @@ TAGS = {
     "eviction/rate", "eviction/target_rate", "eviction/target_cr", "eviction/alpha_mean",
     "optimizer/grad_norm", "optimizer/lr",
     "speed/tokens_per_s", "speed/step_seconds", "speed/mfu", "memory/peak_bytes",
+    "ranks/compute_seconds", "ranks/communication_seconds", "ranks/data_seconds",
 }
 
 

@@ -33,6 +33,7 @@ class ChildProcess {
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;
 
+  int64_t pid() const { return pid_; }
   void send(int signal_number);
   // Reads until `text` appeared on stdout or stderr; false when the child ended or the time was up before that.
   bool wait_for_output(const std::string& text);

@@ -71,7 +71,11 @@ TEST_F(MetricsLogTest, ALineHoldsEveryFieldInTheDocumentedOrderAndReadsBackExact
               .tokens_per_s = 120.5,
               .mfu = 0.42,
               .peak_memory_bytes = int64_t{5} << 33,
-              .seconds = 8.5});
+              .seconds = 8.5,
+              .rank_seconds = {8.5, 8.25},
+              .rank_data_seconds = {0.5, 0.25},
+              .rank_communication_seconds = {1.5, 2.0},
+              .rank_compute_seconds = {6.5, 6.0}});
   const std::string text = contents();
   ASSERT_EQ(text.find('\n'), text.size() - 1);
   const ordered_json record = ordered_json::parse(text);
@@ -79,7 +83,10 @@ TEST_F(MetricsLogTest, ALineHoldsEveryFieldInTheDocumentedOrderAndReadsBackExact
       {"step", 3},        {"loss", 0.1 + 0.2},      {"kl", 1e-17},           {"compression_loss", 3.0},
       {"target_cr", 8.0}, {"eviction_rate", 0.875}, {"alpha_mean", 1.0 / 3}, {"grad_norm", 500.0},
       {"lr", 3e-5},       {"tokens_per_s", 120.5},  {"mfu", 0.42},           {"peak_memory_bytes", int64_t{5} << 33},
-      {"seconds", 8.5}};
+      {"seconds", 8.5},   {"rank_seconds", ordered_json::array({8.5, 8.25})},
+      {"rank_data_seconds", ordered_json::array({0.5, 0.25})},
+      {"rank_communication_seconds", ordered_json::array({1.5, 2.0})},
+      {"rank_compute_seconds", ordered_json::array({6.5, 6.0})}};
   EXPECT_EQ(record.dump(), expected.dump());
 }
 
@@ -157,6 +164,27 @@ TEST_F(MetricsLogTest, WhatWasWrittenIsReadBackNullAsNan) {
   EXPECT_EQ(steps[0].seconds, 2.5);
   EXPECT_EQ(steps[1].step, 1);
   EXPECT_TRUE(std::isnan(steps[1].loss));
+}
+
+TEST_F(MetricsLogTest, RanksTimesAreReadBackAndMayBeMissing) {
+  MetricsLog(run_dir_, 0).append({.rank_seconds = {1.5, 2.5}, .rank_compute_seconds = {1.0, 2.0}});
+  EXPECT_EQ(read_metrics(run_dir_)[0].rank_seconds, (std::vector<double>{1.5, 2.5}));
+  EXPECT_EQ(read_metrics(run_dir_)[0].rank_compute_seconds, (std::vector<double>{1.0, 2.0}));
+  ordered_json old = ordered_json::parse(contents());
+  old.erase("rank_seconds");
+  write_file(path(), old.dump() + "\n");
+  EXPECT_TRUE(read_metrics(run_dir_)[0].rank_seconds.empty());
+}
+
+TEST(Straggler, ComputesMoreThanAFifthLongerThanTheMedianRank) {
+  const auto straggler = [](std::vector<double> compute_seconds) {
+    return straggler_of({.rank_compute_seconds = std::move(compute_seconds)});
+  };
+  EXPECT_EQ(straggler({1.0}), -1);
+  EXPECT_EQ(straggler({1.0, 1.19}), -1);
+  EXPECT_EQ(straggler({1.0, 1.21}), 1);
+  EXPECT_EQ(straggler({1.0, 1.0, 1.5, 1.1}), 2);
+  EXPECT_EQ(straggler({1.3, 1.3, 1.3, 1.0}), -1) << "one that is faster is none";
 }
 
 TEST_F(MetricsLogTest, ReadingNamesTheLineAndTheFieldThatIsWrong) {

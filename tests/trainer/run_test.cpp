@@ -66,7 +66,8 @@ class RunTest : public ::testing::Test {
   bool run_until(const Recipe& r, const std::string& dir, int64_t stop_before_step, bool resume) const {
     int64_t next_step = resume ? list_checkpoints(dir).front().step : -kLayers;
     try {
-      train(r, {.run_dir = dir, .resume = resume, .stop_requested = [&] { return next_step++ == stop_before_step; }});
+      train(r, {.run_dir = dir, .resume = resume, .stop_requested = [&] { return next_step++ == stop_before_step; }},
+            *single_rank());
     } catch (const Interrupted&) {
       return true;
     }
@@ -83,7 +84,8 @@ class RunTest : public ::testing::Test {
     std::istringstream file(read_file(dir + "/metrics.jsonl"));
     for (std::string line; std::getline(file, line);) {
       auto json = nlohmann::ordered_json::parse(line);
-      for (const char* key : {"tokens_per_s", "mfu", "peak_memory_bytes", "seconds"}) {
+      for (const char* key : {"tokens_per_s", "mfu", "peak_memory_bytes", "seconds", "rank_seconds",
+                              "rank_data_seconds", "rank_communication_seconds", "rank_compute_seconds"}) {
         EXPECT_EQ(json.erase(key), 1U) << key;
       }
       lines.push_back(json.dump());
@@ -143,7 +145,7 @@ TEST_F(RunTest, AStopSavesTheStepsDoneAndSaysHowToContinue) {
   const std::string dir = run_dir("stopped");
   int64_t next_step = -kLayers;
   try {
-    train(recipe(), {.run_dir = dir, .stop_requested = [&] { return next_step++ == 1; }});
+    train(recipe(), {.run_dir = dir, .stop_requested = [&] { return next_step++ == 1; }}, *single_rank());
     FAIL() << "the stop was ignored";
   } catch (const Interrupted& stop) {
     EXPECT_STREQ(stop.what(), "stopped at step 1; --resume continues from there");
@@ -154,7 +156,7 @@ TEST_F(RunTest, AStopSavesTheStepsDoneAndSaysHowToContinue) {
 
 TEST_F(RunTest, AStopDuringTheWarmStartLeavesNothing) {
   const std::string dir = run_dir("early");
-  EXPECT_THROW(train(recipe(), {.run_dir = dir, .stop_requested = [] { return true; }}), Interrupted);
+  EXPECT_THROW(train(recipe(), {.run_dir = dir, .stop_requested = [] { return true; }}, *single_rank()), Interrupted);
   EXPECT_FALSE(fs::exists(dir));
 }
 
@@ -166,7 +168,7 @@ TEST_F(RunTest, ALossThatIsNotFiniteStopsBeforeTheUpdateWithTheStateSaved) {
   r.compression.loss_weight = std::numeric_limits<double>::infinity();
   std::string message;
   try {
-    train(r, {.run_dir = dir});
+    train(r, {.run_dir = dir}, *single_rank());
   } catch (const std::runtime_error& error) {
     message = error.what();
   }
@@ -203,7 +205,7 @@ TEST_F(RunTest, KeepsOnlyTheNewestCheckpoints) {
 
 TEST_F(RunTest, RefusesWrongInputBeforeWritingAnything) {
   const auto refusal = [&](const Recipe& r, const std::string& dir) {
-    return user_error_of([&] { train(r, {.run_dir = dir}); });
+    return user_error_of([&] { train(r, {.run_dir = dir}, *single_rank()); });
   };
   Recipe r = recipe();
   fs::create_directories(run_dir("taken"));

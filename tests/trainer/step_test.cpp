@@ -136,7 +136,7 @@ class TrainingStepTest : public ::testing::Test {
                  int64_t first_sample = kFirstSample) const {
     const RopeTables rope = make_rope_tables(source_.architecture(), static_cast<int64_t>(samples[0].tokens.size()),
                                              at::TensorOptions().dtype(at::kFloat));
-    return training_step(*source_, adapter, options_, rope, kStep, first_sample, samples);
+    return training_step(*source_, adapter, options_, rope, kStep, first_sample, samples, *single_rank());
   }
 
   void expect_dense(const AdapterOptions& adapter_options, const std::vector<Sample>& samples) const {

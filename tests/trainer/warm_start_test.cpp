@@ -42,7 +42,7 @@ class WarmStartTest : public ::testing::Test {
   WarmStartResult fit(
       Adapter& adapter, const std::function<bool()>& stop = [] { return false; }) const {
     return warm_start(
-        *source_, adapter, eviction_, options_, true, rope_, samples_, [](int64_t, int64_t) {}, stop);
+        *source_, adapter, eviction_, options_, true, rope_, samples_, [](int64_t, int64_t) {}, stop, *single_rank());
   }
 
   // Fits, then measures the adapter's own decisions on the calibration text.

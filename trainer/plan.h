@@ -1,0 +1,56 @@
+// What a recipe costs before anything is loaded: bytes per rank by category and seconds per step, in closed form from
+// config.json's dimensions.  The formulas follow trainer/step.cpp and model/student_layer.cpp; what they leave out is
+// the process itself (libraries, threads, allocator), stated as kProcessBytes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/architecture.h"
+#include "trainer/recipe.h"
+
+namespace dms {
+
+// The rates that a plan divides by.
+struct DeviceRates {
+  std::string name;
+  double gemm_flops_per_s = 0.0;  // dense, in the compute dtype
+  double efficiency = 0.0;        // share of it that a step reaches
+  double memory_bytes = 0.0;      // per rank
+  double link_bytes_per_s = 0.0;  // that one rank receives in an all-gather
+  bool measured = false;
+  std::string source;
+};
+// h100, h200, a100: published figures.
+const std::vector<DeviceRates>& published_devices();
+// This machine, shared by `num_ranks`: a GEMM and the free memory are measured, in half a second.
+DeviceRates measure_this_machine(at::ScalarType dtype, int64_t num_ranks);
+
+// A CPU process that has loaded LibTorch and done nothing.
+inline constexpr int64_t kProcessBytes = int64_t{200} << 20;
+
+struct RankBytes {
+  int64_t weights = 0;      // that stay
+  int64_t buffers = 0;      // whole layers gathered or converted in passing
+  int64_t activations = 0;  // kept between forward and backward, and what one layer's backward needs
+  int64_t adapters = 0;     // with gradients
+  int64_t optimizer = 0;
+  int64_t head = 0;   // logits and their gradient; before the backward pass begins
+  int64_t total = 0;  // the peak: head and the layer's backward are not there at once
+};
+
+struct Plan {
+  RankBytes per_rank;
+  double compute_seconds = 0.0, communication_seconds = 0.0, step_seconds = 0.0;
+  int64_t tokens = 0;  // of the whole training, warm start included
+  double hours = 0.0;
+  bool fits = false;
+  int64_t largest_sequence = 0;          // that fits, a multiple of 1024 (of 64 below 1024); 0: none
+  std::vector<std::string> suggestions;  // when it does not fit
+};
+
+// `recipe` as it is settled: no "auto".
+Plan make_plan(const Recipe& recipe, const Architecture& architecture, int64_t num_ranks, const DeviceRates& device);
+
+}  // namespace dms

@@ -1,0 +1,156 @@
+#include "trainer/sharded_weights.h"
+
+#include <array>
+
+namespace dms {
+
+namespace {
+
+// Views start where BLAS likes them to.
+constexpr int64_t kAlignmentBytes = 64;
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+constexpr std::array kLayerTensors = {
+    &LayerWeights::input_norm, &LayerWeights::q_proj,    &LayerWeights::k_proj,    &LayerWeights::v_proj,
+    &LayerWeights::o_proj,     &LayerWeights::q_bias,    &LayerWeights::k_bias,    &LayerWeights::v_bias,
+    &LayerWeights::q_norm,     &LayerWeights::k_norm,    &LayerWeights::post_norm, &LayerWeights::gate_proj,
+    &LayerWeights::up_proj,    &LayerWeights::down_proj,
+};
+static_assert(sizeof(LayerWeights) == kLayerTensors.size() * sizeof(at::Tensor), "a tensor of the layer is not listed");
+
+std::vector<at::Tensor> tensors_of(const LayerWeights& weights) {
+  std::vector<at::Tensor> tensors;
+  for (const auto member : kLayerTensors) tensors.push_back(weights.*member);
+  return tensors;
+}
+
+}  // namespace
+
+const char* name_of(Placement placement) {
+  switch (placement) {
+    case Placement::replicate:
+      return "replicate";
+    case Placement::shard:
+      return "shard";
+    case Placement::host:
+      return "host";
+    case Placement::automatic:
+      break;
+  }
+  return "auto";
+}
+
+ShardedWeights::ShardedWeights(std::unique_ptr<WeightSource> whole, RankGroup& ranks)
+    : ranks_(ranks), architecture_(whole->architecture()), dtype_(whole->dtype()) {
+  stations_.push_back(shard_of({whole->embedding()}));
+  for (int64_t i = 0; i < architecture_.num_layers; ++i) stations_.push_back(shard_of(tensors_of(whole->layer(i))));
+  if (!architecture_.tied_embeddings) stations_.push_back(shard_of({whole->head()}));
+  final_norm_ = whole->final_norm().clone();
+}
+
+ShardedWeights::~ShardedWeights() {
+  if (next_.pending == nullptr) return;
+  try {
+    next_.pending->wait();
+  } catch (const RankLost&) {
+    // Whoever waits for something that is needed says so.
+  }
+}
+
+ShardedWeights::Station ShardedWeights::shard_of(const std::vector<at::Tensor>& tensors) const {
+  const int64_t alignment = kAlignmentBytes / static_cast<int64_t>(c10::elementSize(dtype_));
+  Station station;
+  for (const at::Tensor& tensor : tensors) {
+    Slot slot;
+    if (tensor.defined()) {
+      slot = {tensor.sizes().vec(), station.numel};
+      station.numel = round_up(station.numel + tensor.numel(), alignment);
+    }
+    station.slots.push_back(slot);
+  }
+  station.numel = round_up(station.numel, ranks_.size() * alignment);
+
+  const int64_t part = station.numel / ranks_.size(), begin = part * ranks_.rank();
+  station.shard = at::zeros({part}, tensors.front().options());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i].defined()) continue;
+    // What of this tensor falls into [begin, begin + part).
+    const int64_t from = std::max(begin, station.slots[i].begin);
+    const int64_t to = std::min(begin + part, station.slots[i].begin + tensors[i].numel());
+    if (from >= to) continue;
+    station.shard.slice(0, from - begin, to - begin)
+        .copy_(tensors[i].reshape({-1}).slice(0, from - station.slots[i].begin, to - station.slots[i].begin));
+  }
+  return station;
+}
+
+// A tied head is the embedding again, at the other end of the walk.
+const ShardedWeights::Station& ShardedWeights::stored(int64_t station) const {
+  return stations_[station < static_cast<int64_t>(stations_.size()) ? static_cast<size_t>(station) : 0];
+}
+
+at::Tensor ShardedWeights::buffer(int64_t numel) {
+  // Those that a caller still sees are his, and another size would only take room.
+  std::erase_if(buffers_, [&](const at::Tensor& b) { return b.storage().use_count() > 1 || b.numel() != numel; });
+  if (!buffers_.empty()) {
+    at::Tensor reused = buffers_.back();
+    buffers_.pop_back();
+    return reused;
+  }
+  return at::empty({numel}, final_norm_.options());
+}
+
+ShardedWeights::Gathered ShardedWeights::start_gather(int64_t station) {
+  const Station& source = stored(station);
+  Gathered gathered{station, buffer(source.numel), nullptr};
+  const int64_t layer = station - 1;
+  const std::string what = station == 0                       ? "the embedding"
+                           : layer < architecture_.num_layers ? "the weights of layer " + std::to_string(layer)
+                                                              : "the head";
+  gathered.pending = ranks_.start_all_gather(gathered.flat, source.shard, what);
+  return gathered;
+}
+
+std::vector<at::Tensor> ShardedWeights::visit(int64_t station) {
+  if (current_.station != station) {
+    direction_ = station > current_.station ? 1 : -1;
+    if (current_.flat.defined()) buffers_.push_back(std::move(current_.flat));
+    current_ = {};
+    if (next_.station != station) {  // not the way that was foreseen
+      if (next_.pending != nullptr) next_.pending->wait();
+      if (next_.flat.defined()) buffers_.push_back(std::move(next_.flat));
+      next_ = {};
+      next_ = start_gather(station);
+    }
+    next_.pending->wait();
+    current_ = std::move(next_);
+    current_.pending = nullptr;
+
+    const int64_t last = architecture_.num_layers + 1;
+    const int64_t ahead = station + direction_;
+    next_ = start_gather(ahead < 0 || ahead > last ? station - direction_ : ahead);
+  }
+  std::vector<at::Tensor> tensors;
+  for (const Slot& slot : stored(station).slots) {
+    if (slot.shape.empty()) {
+      tensors.emplace_back();
+      continue;
+    }
+    const int64_t numel = c10::multiply_integers(slot.shape);
+    tensors.push_back(current_.flat.slice(0, slot.begin, slot.begin + numel).view(slot.shape));
+  }
+  return tensors;
+}
+
+LayerWeights ShardedWeights::layer(int64_t index) {
+  const std::vector<at::Tensor> tensors = visit(index + 1);
+  LayerWeights weights;
+  for (size_t i = 0; i < tensors.size(); ++i) weights.*kLayerTensors[i] = tensors[i];
+  return weights;
+}
+
+at::Tensor ShardedWeights::embedding() { return visit(0).front(); }
+at::Tensor ShardedWeights::head() { return visit(architecture_.num_layers + 1).front(); }
+
+}  // namespace dms
