@@ -26,10 +26,10 @@ struct StepMetrics {
   int64_t peak_memory_bytes = 0;
   double seconds = 0;  // wall time of this step
   // Per rank, in rank order: where its step's time went.
-  std::vector<double> rank_seconds;
-  std::vector<double> rank_data_seconds;           // reading samples
-  std::vector<double> rank_communication_seconds;  // waiting for other ranks
-  std::vector<double> rank_compute_seconds;        // the rest
+  std::vector<double> rank_seconds = {};
+  std::vector<double> rank_data_seconds = {};           // reading samples
+  std::vector<double> rank_communication_seconds = {};  // waiting for other ranks
+  std::vector<double> rank_compute_seconds = {};        // the rest
 };
 
 // The rank whose compute took more than kStragglerShare longer than the median rank's; -1 when there is none.

@@ -50,7 +50,7 @@ def remove_hosts():
 
 
 def start(directory, rank, port, run, *overrides):
-    environment = dict(os.environ, OMP_NUM_THREADS="1", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0",
+    environment = dict(os.environ, OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0",
                        LOCAL_WORLD_SIZE="1", MASTER_ADDR=ADDRESSES[0], MASTER_PORT=str(port))
     command = ["ip", "netns", "exec", NAMES[rank], "unshare", "--uts", "sh", "-c",
                f'hostname {HOSTS[rank]}; exec "$@"', "sh", dms, "train", "recipe.yaml", *overrides, "--run-dir", run]
