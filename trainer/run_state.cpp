@@ -85,6 +85,7 @@ int64_t load_optimizer(const std::string& checkpoint_dir, Optimizer& optimizer) 
 
 Recipe recipe_to_resume(const std::string& run_dir, Recipe asked) {
   Recipe resolved = read_recipe(run_dir + "/recipe.yaml", {});
+  if (asked.trainer.device == ComputeDevice::automatic) asked.trainer.device = resolved.trainer.device;
   if (asked.trainer.dtype == ComputeDtype::automatic) asked.trainer.dtype = resolved.trainer.dtype;
   const std::vector<OptionRow> before = rows_of(resolved), now = rows_of(asked);
   std::vector<std::string> differences;

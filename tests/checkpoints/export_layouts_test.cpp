@@ -220,7 +220,7 @@ TEST(Nvidia, AddsItsTwoTensorsALayerToUntouchedBaseFiles) {
   const auto config = nlohmann::json::parse(read_file(out + "/config.json"));
   EXPECT_EQ(config["dms_separate_alpha"], true);
   EXPECT_EQ(config["dms_window_size"], 512);
-  EXPECT_EQ(config["dms_initial_alpha_offset"], 5.0);
+  EXPECT_DOUBLE_EQ(config["dms_initial_alpha_offset"].get<double>(), 5.0);
   EXPECT_EQ(config["architectures"], nlohmann::json({"Qwen3ForCausalLMDMS"}));
 }
 

@@ -274,12 +274,16 @@ class Run:
 
 
 def relative_error(actual, expected):
-    """Of two dicts of tensors with the same names and shapes: the largest ||a - e|| / ||e|| of any; NaN stays NaN."""
+    """Of two dicts of tensors with the same names and shapes: the largest ||a - e|| / ||e|| of any; NaN stays NaN.
+
+    A gradient that is exactly zero (no key of a layer is soft) must be exactly zero.
+    """
     assert actual.keys() == expected.keys() and actual
     errors = []
     for name, e in expected.items():
         assert actual[name].shape == e.shape, name
-        errors.append(((actual[name].double() - e.double()).norm() / e.double().norm()).item())
+        distance, size = (actual[name].double() - e.double()).norm().item(), e.double().norm().item()
+        errors.append(distance / size if size else distance if distance == 0 or math.isnan(distance) else math.inf)
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 

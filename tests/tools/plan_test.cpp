@@ -33,7 +33,7 @@ class PlanTest : public ::testing::Test {
 
 TEST_F(PlanTest, NeedsNoWeightsAndAddsUp) {
   removed("model/model.safetensors")(sandbox_);
-  const json p = plan("--device h100 --nproc 1 trainer.placement=replicate");
+  const json p = plan("--device h100 --nproc 1 trainer.placement=replicate trainer.dtype=bfloat16");
   const json& bytes = p.at("per_rank_bytes");
   // The tiny model: V 300, D 32, two layers of 4 + 2 + 2 heads of 8 and an MLP of 64, tied, in bfloat16.
   constexpr int64_t kParameters = 300 * 32 + 32 + 2 * (32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 64 + 2 * 32);
