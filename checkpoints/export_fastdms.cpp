@@ -1,6 +1,7 @@
 #include "checkpoints/export_fastdms.h"
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "checkpoints/export_files.h"
 #include "checkpoints/export_templates.h"

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "checkpoints/export_files.h"
 #include "checkpoints/export_templates.h"

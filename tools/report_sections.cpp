@@ -300,7 +300,8 @@ Markup ranks_figure(const ReportPage& page, const std::string& over_steps, const
     if (slow >= 0 && slow < std::ssize(steps_as_straggler)) ++steps_as_straggler[static_cast<size_t>(slow)];
   }
   const auto most = std::max_element(steps_as_straggler.begin(), steps_as_straggler.end());
-  std::string note = "Of the " + count_text(std::ssize(steps_as_straggler)) + " ranks, the one that spent most on each.";
+  std::string note =
+      "Of the " + count_text(std::ssize(steps_as_straggler)) + " ranks, the one that spent most on each.";
   if (*most > 0) {
     note += " Rank " + std::to_string(most - steps_as_straggler.begin()) + " computed over " +
             percent_text(kStragglerShare) + " longer than the others in " + count_text(*most) + " steps.";

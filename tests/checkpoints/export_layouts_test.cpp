@@ -46,7 +46,8 @@ AdapterFile linear(const Architecture& a, const std::string& bias = "none") {
   for (int64_t i = 0; i < a.num_layers; ++i) {
     file.tensors.emplace_back(layer_name(i, "dms_proj_alpha.weight"), at::ones({a.num_kv_heads, a.hidden_size}));
     file.tensors.emplace_back(layer_name(i, "dms_proj_alpha_norm.weight"), at::ones({a.hidden_size}));
-    if (bias == "per_head") file.tensors.emplace_back(layer_name(i, "dms_proj_alpha.bias"), at::zeros({a.num_kv_heads}));
+    if (bias == "per_head")
+      file.tensors.emplace_back(layer_name(i, "dms_proj_alpha.bias"), at::zeros({a.num_kv_heads}));
   }
   return file;
 }
@@ -121,7 +122,8 @@ TEST(CommonOffset, DecidesAlikeForEveryHead) {
 // --- objections, with and without tensors ---
 
 TEST(Objections, SayWhichOptionMakesItPossible) {
-  const Architecture llama = architecture_of("llama", 2, 64, 4, 2, 16), qwen3 = architecture_of("qwen3", 2, 64, 4, 2, 16);
+  const Architecture llama = architecture_of("llama", 2, 64, 4, 2, 16),
+                     qwen3 = architecture_of("qwen3", 2, 64, 4, 2, 16);
   EXPECT_EQ(objection("fastdms", llama, neuron(llama, 15)), "");
   EXPECT_EQ(objection("fastdms", llama, neuron(llama, 7)), "") << "the other channel of the last pair turns there";
   EXPECT_TRUE(says(objection("fastdms", qwen3, neuron(qwen3, 7)), "adapter.channel: last"));
@@ -157,7 +159,8 @@ TEST(FixedNeuron, LeavesEveryOtherTensorAndRowAsItWas) {
   input.adapters_dir = base;
   input.architecture = a;
   input.adapters = neuron(a, a.head_dim - 1);
-  find_tensor(input.adapters.tensors, layer_name(0, "dms_neuron.index"))->copy_(at::tensor({0, 7, 3, 7}, at::kLong).view({2, 2}));
+  find_tensor(input.adapters.tensors, layer_name(0, "dms_neuron.index"))
+      ->copy_(at::tensor({0, 7, 3, 7}, at::kLong).view({2, 2}));
   write_export(find_export_target("fastdms"), input, out, false);
 
   EXPECT_FALSE(fs::exists(out + "/model.safetensors.index.json"));
@@ -236,7 +239,8 @@ TEST(Kvpress, IsAnAdapterDirectoryWithOneFileOfPython) {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(dir.path())) names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
-  EXPECT_EQ(names, (std::vector<std::string>{"README.md", "adapters.safetensors", "dms_config.json", "dms_kvpress.py"}));
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"README.md", "adapters.safetensors", "dms_config.json", "dms_kvpress.py"}));
   EXPECT_TRUE(says(read_file(dir.path() + "/README.md"), "A trained evictor for owner/tiny"));
 }
 

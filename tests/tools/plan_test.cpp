@@ -97,7 +97,8 @@ TEST_F(PlanTest, TheDoctorChecksEverythingAndPassesHere) {
   std::map<std::string, json> checks;
   for (const json& check : report.at("checks")) checks[check.at("name")] = check;
   for (const char* name : {"program", "LibTorch", "processor", "GPUs"}) EXPECT_TRUE(checks.contains(name)) << name;
-  for (const char* name : {"memory", "matrix products", "disk", "link between two ranks", "attention on cpu, float32"}) {
+  for (const char* name :
+       {"memory", "matrix products", "disk", "link between two ranks", "attention on cpu, float32"}) {
     ASSERT_TRUE(checks.contains(name)) << name;
     EXPECT_GT(checks[name].at("value").get<double>(), 0.0) << name;
   }

@@ -79,14 +79,23 @@ TEST_F(MetricsLogTest, ALineHoldsEveryFieldInTheDocumentedOrderAndReadsBackExact
   const std::string text = contents();
   ASSERT_EQ(text.find('\n'), text.size() - 1);
   const ordered_json record = ordered_json::parse(text);
-  const ordered_json expected = {
-      {"step", 3},        {"loss", 0.1 + 0.2},      {"kl", 1e-17},           {"compression_loss", 3.0},
-      {"target_cr", 8.0}, {"eviction_rate", 0.875}, {"alpha_mean", 1.0 / 3}, {"grad_norm", 500.0},
-      {"lr", 3e-5},       {"tokens_per_s", 120.5},  {"mfu", 0.42},           {"peak_memory_bytes", int64_t{5} << 33},
-      {"seconds", 8.5},   {"rank_seconds", ordered_json::array({8.5, 8.25})},
-      {"rank_data_seconds", ordered_json::array({0.5, 0.25})},
-      {"rank_communication_seconds", ordered_json::array({1.5, 2.0})},
-      {"rank_compute_seconds", ordered_json::array({6.5, 6.0})}};
+  const ordered_json expected = {{"step", 3},
+                                 {"loss", 0.1 + 0.2},
+                                 {"kl", 1e-17},
+                                 {"compression_loss", 3.0},
+                                 {"target_cr", 8.0},
+                                 {"eviction_rate", 0.875},
+                                 {"alpha_mean", 1.0 / 3},
+                                 {"grad_norm", 500.0},
+                                 {"lr", 3e-5},
+                                 {"tokens_per_s", 120.5},
+                                 {"mfu", 0.42},
+                                 {"peak_memory_bytes", int64_t{5} << 33},
+                                 {"seconds", 8.5},
+                                 {"rank_seconds", ordered_json::array({8.5, 8.25})},
+                                 {"rank_data_seconds", ordered_json::array({0.5, 0.25})},
+                                 {"rank_communication_seconds", ordered_json::array({1.5, 2.0})},
+                                 {"rank_compute_seconds", ordered_json::array({6.5, 6.0})}};
   EXPECT_EQ(record.dump(), expected.dump());
 }
 
