@@ -391,10 +391,11 @@ Recipe settled_recipe(Recipe recipe, const RunOptions& options, int64_t num_rank
 }  // namespace
 
 void train(Recipe recipe, const RunOptions& options, RankGroup& ranks) {
-  const std::string settled = ranks.broadcast(
-      ranks.speaks() ? dump_recipe(settled_recipe(std::move(recipe), options, ranks.size())) : std::string(), 0,
-      "the recipe that rank 0 settles");
-  Run(parse_recipe("the settled recipe", settled), options, ranks).execute();
+  if (ranks.speaks()) recipe = settled_recipe(std::move(recipe), options, ranks.size());
+  const std::string settled =
+      ranks.broadcast(ranks.speaks() ? dump_recipe(recipe) : std::string(), 0, "the recipe that rank 0 settles");
+  if (!ranks.speaks()) recipe = parse_recipe("the settled recipe", settled);
+  Run(std::move(recipe), options, ranks).execute();
 }
 
 }  // namespace dms
