@@ -332,7 +332,9 @@ TEST_F(FaultTest, AFullDiskEndsTheRunWithWhatIsMissing) {
 
 TEST_F(FaultTest, RestartsFromTheNewestCheckpoint) {
   auto run = started("--max-restarts 1");
-  ::kill(process_of_rank(static_cast<pid_t>(run->pid()), 0), SIGKILL);
+  const pid_t victim = process_of_rank(static_cast<pid_t>(run->pid()), 0);
+  ASSERT_GT(victim, 0);  // kill(-1) would reach everybody
+  ::kill(victim, SIGKILL);
   EXPECT_TRUE(run->wait_for_output("restart 1 of 1")) << "not restarted";
   EXPECT_TRUE(run->wait_for_output("resuming endless at step "));
   const int64_t before = newest_step();
