@@ -50,8 +50,9 @@ def remove_hosts():
 
 
 def start(directory, rank, port, run, *overrides):
-    environment = dict(os.environ, OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0",
-                       LOCAL_WORLD_SIZE="1", MASTER_ADDR=ADDRESSES[0], MASTER_PORT=str(port))
+    # c10d's own warnings (it looks up host names that do not exist) are not what rank 1 says.
+    environment = dict(os.environ, OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR", RANK=str(rank), WORLD_SIZE="2",
+                       LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR=ADDRESSES[0], MASTER_PORT=str(port))
     command = ["ip", "netns", "exec", NAMES[rank], "unshare", "--uts", "sh", "-c",
                f'hostname {HOSTS[rank]}; exec "$@"', "sh", dms, "train", "recipe.yaml", *overrides, "--run-dir", run]
     return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
