@@ -106,11 +106,7 @@ class Run {
       const StepMetrics done = train_one_step(step_options, step, gemm_flops_per_s);
       if (metrics) metrics->append(done);
       progress.update(describe(done), step + 1, recipe_.trainer.steps);
-      if (const int64_t slow = straggler_of(done); slow >= 0 && slow != straggler_) {
-        straggler_ = slow;
-        progress.note(format("rank %ld on %s computes more than %.0f%% longer than the others", slow,
-                             ranks_.host_of(slow).c_str(), 100.0 * kStragglerShare));
-      }
+      name_straggler(straggler_of(done), progress);
       if ((step + 1) % recipe_.trainer.checkpoint_every == 0 && step + 1 < recipe_.trainer.steps) save(step + 1);
     }
     if (saved_step_ != recipe_.trainer.steps) save(recipe_.trainer.steps);
@@ -224,6 +220,16 @@ class Run {
     return metrics;
   }
 
+  // A rank that is slow step after step, once.
+  void name_straggler(int64_t slow, ProgressLine& progress) {
+    constexpr int64_t kStepsInARow = 10;
+    slow_steps_ = slow >= 0 && slow == slow_rank_ ? slow_steps_ + 1 : 1;
+    slow_rank_ = slow;
+    if (slow < 0 || slow_steps_ != kStepsInARow) return;
+    progress.note(format("rank %ld on %s has computed over %.0f%% longer than the others for %ld steps", slow,
+                         ranks_.host_of(slow).c_str(), 100.0 * kStragglerShare, kStepsInARow));
+  }
+
   void record_times(StepMetrics& metrics, double data_seconds, double communication_seconds) {
     const at::Tensor all_R3 = ranks_.all_gather(
         at::tensor({metrics.seconds, data_seconds, communication_seconds}, at::kDouble), "the step's times");
@@ -272,7 +278,7 @@ class Run {
   std::unique_ptr<Adapter> adapter_;
   std::unique_ptr<Optimizer> optimizer_;
   int64_t saved_step_ = -1;
-  int64_t straggler_ = -1;  // the last one that was named
+  int64_t slow_rank_ = -1, slow_steps_ = 0;  // the straggler of the last steps
   CheckpointWriter writer_;
 };
 

@@ -50,8 +50,7 @@ def remove_hosts():
 
 
 def start(directory, rank, port, run, *overrides):
-    # c10d's own warnings (it looks up host names that do not exist) are not what rank 1 says.
-    environment = dict(os.environ, OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR", RANK=str(rank), WORLD_SIZE="2",
+    environment = dict(os.environ, OMP_NUM_THREADS="1", RANK=str(rank), WORLD_SIZE="2",
                        LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR=ADDRESSES[0], MASTER_PORT=str(port))
     command = ["ip", "netns", "exec", NAMES[rank], "unshare", "--uts", "sh", "-c",
                f'hostname {HOSTS[rank]}; exec "$@"', "sh", dms, "train", "recipe.yaml", *overrides, "--run-dir", run]
@@ -69,7 +68,9 @@ def trains_as_one(directory):
     pair = [start(directory, rank, 29611, "pair") for rank in (0, 1)]
     ends = [process.communicate(timeout=120) for process in pair]
     assert [p.returncode for p in pair] == [0, 0], ends
-    assert ends[1] == ("", ""), f"rank 1 speaks: {ends[1]}"
+    # c10d's own warnings (it looks up host names that do not exist) are not what rank 1 says.
+    spoken = [line for text in ends[1] for line in text.splitlines() if "[c10d]" not in line]
+    assert not spoken, f"rank 1 speaks: {spoken}"
     assert survive_kills.outcome(directory / "pair") == survive_kills.outcome(directory / "alone")
 
 
@@ -88,7 +89,9 @@ def survives_a_cut(directory, links):
     assert [p.returncode for p in pair] == [1, 1], ends
     assert seconds < 25, f"took {seconds:.1f} s"
     assert "dms train: rank 0 on dms-a: lost rank 1 on dms-b while waiting for " in ends[0][1], ends[0][1]
-    assert "dms train: rank 1 on dms-b: lost " in ends[1][1] and "10.77.31.1:29612" in ends[1][1], ends[1][1]
+    # Which it misses first, the other rank's heartbeat or the store that rank 0 serves, is a matter of moments.
+    assert "dms train: rank 1 on dms-b: lost " in ends[1][1], ends[1][1]
+    assert "rank 0 on dms-a" in ends[1][1] or "10.77.31.1:29612" in ends[1][1], ends[1][1]
     assert not survive_kills.incomplete_files(directory / "cut")
 
     last = max(int(p.name[5:]) for p in (directory / "cut/checkpoints").glob("step-??????"))
