@@ -17,6 +17,7 @@ std::string fastdms_objection(const Architecture& a, const AdapterFile& adapters
   if (a.family.model_type != "llama" && a.family.model_type != "qwen3") {
     return "FastDMS runs llama and qwen3 models only, not " + a.family.model_type + ": export to hf";
   }
+  if (a.rope.type == RopeType::yarn) return "FastDMS has no yarn RoPE: export to hf";
   if (a.family.model_type == "qwen3" && a.rope.type != RopeType::plain) {
     return "FastDMS ignores the rope_scaling of qwen3 models: export to hf";
   }

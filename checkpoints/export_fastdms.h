@@ -4,7 +4,7 @@
 //   - evict iff q > alpha_offset / alpha_scale, judged by the token's own query (shift 0), channel zeroed before RoPE
 //     only; a key stays while q - k <= window_size;
 //   - every tensor of every *.safetensors file in the directory must be a parameter: no other tensor may be there;
-//   - its Qwen3 ignores rope_scaling.
+//   - its Llama knows the RoPE types default, linear and llama3, its Qwen3 ignores rope_scaling.
 #pragma once
 
 #include <string>

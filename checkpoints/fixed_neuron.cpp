@@ -134,6 +134,10 @@ std::optional<CommonOffset> common_offset(const AdapterFile& adapters, const Arc
   const at::Tensor threshold_LG = at::stack(thresholds);
   const bool positive = (threshold_LG > 0).all().item<bool>(), negative = (threshold_LG < 0).all().item<bool>();
   if (!positive && !negative) return std::nullopt;
+  if ((threshold_LG == threshold_LG.flatten()[0]).all().item<bool>()) {
+    common.offset = threshold_LG.flatten()[0].item<double>();
+    return common;
+  }
   // The geometric mean keeps the rows near the size they were trained at.
   common.offset = std::exp(at::mean(at::log(at::abs(threshold_LG))).item<double>()) * (positive ? 1.0 : -1.0);
   common.row_scale_LG = common.offset / threshold_LG;

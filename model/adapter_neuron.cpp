@@ -175,7 +175,9 @@ class NeuronAdapter final : public Adapter {
     NormedHeads heads;
     std::vector<at::Tensor> channel_weights;
     for (const BorrowedChannel& c : channels) {
-      heads.rows_dD.push_back(weights.q_proj.narrow(0, c.head * architecture_.head_dim, architecture_.head_dim));
+      // A copy: a source of sharded weights holds a whole layer for a moment only.
+      heads.rows_dD.push_back(
+          weights.q_proj.narrow(0, c.head * architecture_.head_dim, architecture_.head_dim).clone());
       channel_weights.push_back(weights.q_norm[c.channel].to(at::kFloat));
     }
     heads.channel_weight_G = at::stack(channel_weights);

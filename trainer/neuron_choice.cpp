@@ -20,7 +20,7 @@ namespace {
 // Text that decides costs a pass over [T, T] scores a head: this much of it is enough.
 constexpr int64_t kCalibrationTokens = 2048;
 // The per-layer costs take half a pass over the model each.
-constexpr int64_t kPerLayerTokens = 512;
+constexpr int64_t kPerLayerTokens = 256;
 
 // The largest decision that the channel can carry, in logit units above the threshold.
 double reach(const Architecture& a, const LayerWeights& weights, const EvictionOptions& eviction, int64_t channel) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "checkpoints/export.h"
 #include "checkpoints/fixed_neuron.h"
@@ -131,6 +132,15 @@ TEST(Objections, SayWhichOptionMakesItPossible) {
   EXPECT_TRUE(says(objection("fastdms", llama, linear(llama)), "adapter.kind: neuron"));
   EXPECT_TRUE(says(objection("nvidia", llama, linear(llama)), "qwen3 models only"));
   EXPECT_EQ(objection("nvidia", qwen3, linear(qwen3)), "");
+  for (const auto& [type, on_llama, on_qwen3] : {std::tuple{RopeType::plain, true, true},
+                                                 {RopeType::linear, true, false},
+                                                 {RopeType::llama3, true, false},
+                                                 {RopeType::yarn, false, false}}) {
+    Architecture scaled_llama = llama, scaled_qwen3 = qwen3;
+    scaled_llama.rope.type = scaled_qwen3.rope.type = type;
+    EXPECT_EQ(objection("fastdms", scaled_llama, neuron(llama, 15)).empty(), on_llama);
+    EXPECT_EQ(objection("fastdms", scaled_qwen3, neuron(qwen3, 15)).empty(), on_qwen3);
+  }
 
   AdapterFile untrained = neuron(llama, 15);
   untrained.tensors.clear();

@@ -20,6 +20,8 @@ VARIANTS = {
     "llama-linear": dict(family="llama", adapter="linear"),
     "llama-linear-shift-0": dict(family="llama", adapter="linear", decision_shift=0, bias="none"),
     "llama-neuron-rank-3": dict(family="llama", adapter="neuron", rank=3),
+    "llama-neuron-turned": dict(family="llama", adapter="neuron", channel="pair", turned=True, zero_after_rope=True),
+    "qwen3-neuron": dict(family="qwen3", adapter="neuron"),
     "qwen2-neuron": dict(family="qwen2", adapter="neuron"),
     "qwen3-linear": dict(family="qwen3", adapter="linear"),
 }

@@ -38,6 +38,32 @@ TEST(KeepFunction, RecoversASeparableRule) {
   }
 }
 
+// Behind a q norm every head sees the features multiplied by a factor of its own for each token.
+TEST(KeepFunction, RecoversARuleOnScaledFeatures) {
+  const at::Tensor features_ND = seeded_normal({3000, 12}, 1).to(at::kFloat);
+  const at::Tensor rule_GD = seeded_normal({3, 12}, 2).to(at::kFloat);
+  const at::Tensor offset_G = at::tensor({2.0F, 0.0F, -4.0F});
+  const at::Tensor scale_NG =
+      0.02 * at::exp(0.5 * seeded_normal({3000, 3}, 3).to(at::kFloat)) * at::tensor({1.0F, -1.0F, 2.0F});
+  const at::Tensor score_NG = 50.0 * scale_NG * at::matmul(features_ND, rule_GD.t()) + offset_G;
+  const at::Tensor importance_NG = 0.01 * at::exp(score_NG);
+  for (bool with_intercept : {true, false}) {
+    FitOptions options;
+    options.with_intercept = with_intercept;
+    const KeepFunction keep = fit_keep_function(features_ND, scale_NG, importance_NG, 0.01, options);
+    const at::Tensor fitted_NG = scale_NG * at::matmul(features_ND, keep.weight_GD.t()) + keep.intercept_G;
+    const at::Tensor wrong = ((fitted_NG > 0) != (score_NG > 0)).to(at::kFloat);
+    const at::Tensor cost = (importance_NG / 0.01 - 1.0).abs().clamp_max(options.weight_cap);
+    if (with_intercept) EXPECT_LT((at::sum(wrong * cost) / at::sum(cost)).item<double>(), 0.01);
+    for (int64_t g = 0; g < 3; ++g) {
+      EXPECT_GT(at::cosine_similarity(keep.weight_GD[g], rule_GD[g], 0).item<double>(), 0.95) << g << with_intercept;
+    }
+    // Ones are the same as none.
+    EXPECT_TRUE(is_near(fit_keep_function(features_ND, at::ones({3000, 3}), importance_NG, 0.01, options).weight_GD,
+                        fit_keep_function(features_ND, {}, importance_NG, 0.01, options).weight_GD, 1e-3));
+  }
+}
+
 TEST(KeepFunction, WithoutInterceptPassesThroughTheOrigin) {
   const at::Tensor features_ND = seeded_normal({500, 4}, 1).to(at::kFloat);
   const at::Tensor importance_NG = at::exp(features_ND.slice(1, 0, 2) + 1.0);
