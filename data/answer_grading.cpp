@@ -125,19 +125,22 @@ std::optional<std::string> last_boxed(std::string_view text) {
   return std::nullopt;
 }
 
-bool grades_as_integer(std::string_view text, std::string_view answer) {
-  const std::optional<int64_t> expected = integer_of(answer);
+std::optional<int64_t> answered_integer(std::string_view text) {
   std::optional<std::string> given = last_boxed(text);
   if (!given) {
     const size_t first = text.find('$'), last = text.rfind('$');
-    if (first == std::string_view::npos || first == last) return false;
+    if (first == std::string_view::npos || first == last) return std::nullopt;
     given = std::string(text.substr(first + 1, last - first - 1));
   }
   // "x = 204" answers with what is right of the sign.
   const size_t equals = given->rfind('=');
-  const std::optional<int64_t> value =
-      integer_of(equals == std::string::npos ? std::string_view(*given) : std::string_view(*given).substr(equals + 1));
-  return expected.has_value() && value == expected;
+  return integer_of(equals == std::string::npos ? std::string_view(*given)
+                                                : std::string_view(*given).substr(equals + 1));
+}
+
+bool grades_as_integer(std::string_view text, std::string_view answer) {
+  const std::optional<int64_t> expected = integer_of(answer);
+  return expected.has_value() && answered_integer(text) == expected;
 }
 
 std::optional<char> chosen_letter(std::string_view text) {
@@ -191,8 +194,35 @@ std::string normalised_math(std::string_view raw) {
   return with_plain_fraction(text);
 }
 
+std::optional<std::string> answered_math(std::string_view text) {
+  constexpr std::string_view kMark = "answer:";
+  const std::string lower = lowered(text);
+  for (size_t at = lower.rfind(kMark); at != std::string::npos; at = at == 0 ? at : lower.rfind(kMark, at - 1)) {
+    const size_t line = lower.rfind('\n', at) + 1;  // 0 on the first line
+    if (lower.find_first_not_of(" \t*#>\"", line) != at) {
+      if (at == 0) break;
+      continue;
+    }
+    std::string_view rest = text.substr(at + kMark.size());
+    // A box on this line or later has the last word.
+    if (rest.find("\\boxed") != std::string_view::npos || rest.find("\\fbox") != std::string_view::npos) break;
+    rest = trimmed(rest.substr(0, rest.find('\n')));
+    while (!rest.empty() &&
+           (rest.front() == '*' || rest.front() == '$' || rest.front() == '"' || rest.front() == ' ')) {
+      rest.remove_prefix(1);
+    }
+    while (!rest.empty() && (rest.back() == '*' || rest.back() == '$' || rest.back() == '"' || rest.back() == '.' ||
+                             rest.back() == ' ')) {
+      rest.remove_suffix(1);
+    }
+    if (!rest.empty()) return std::string(rest);
+    break;
+  }
+  return last_boxed(text);
+}
+
 bool grades_as_math(std::string_view text, std::string_view answer) {
-  const std::optional<std::string> given = last_boxed(text);
+  const std::optional<std::string> given = answered_math(text);
   return given && normalised_math(*given) == normalised_math(answer);
 }
 

@@ -3,6 +3,7 @@
 // braces, the first "Answer: X", string equality after the normalisation of the MATH benchmark, substrings.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -16,13 +17,16 @@ std::optional<std::string_view> text_after_reasoning(std::string_view text, bool
 // The content of the last \boxed{...} or \fbox{...}; "\boxed 5" ends at the next space.  Nothing where braces do not close.
 std::optional<std::string> last_boxed(std::string_view text);
 
-// AIME: an integer from 0 to 999 in the last \boxed{}, or else between the first and the last dollar sign.
+// AIME: the integer in the last \boxed{}, or else between the first and the last dollar sign.
+std::optional<int64_t> answered_integer(std::string_view text);
 bool grades_as_integer(std::string_view text, std::string_view answer);
 
 // Multiple choice: "Answer: C" (the first such mark, any case, with or without dollar signs or brackets), or a boxed letter.
 std::optional<char> chosen_letter(std::string_view text);
 
-// MATH: equality of the boxed answer and `answer` after normalised_math().
+// MATH: what stands in the last \boxed{} or after the last "ANSWER:" that begins a line, whichever comes later; right when
+// it equals `answer` after normalised_math().
+std::optional<std::string> answered_math(std::string_view text);
 bool grades_as_math(std::string_view text, std::string_view answer);
 // One spelling for what the MATH benchmark takes for the same: fractions, roots, units, degrees, spaces, leading zeros.
 std::string normalised_math(std::string_view text);

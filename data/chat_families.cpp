@@ -205,7 +205,7 @@ const std::vector<ChatFamily>& chat_families() {
          return render_r1(c, prompt, bos, false);
        }},
       {"llama3", {"<|start_header_id|>", "<|eot_id|>", "Cutting Knowledge Date"}, render_llama3},
-      {"qwen3", {"<|im_start|>", "<|im_end|>", "</think>"}, render_qwen3},
+      {"qwen3", {"<|im_start|>", "<|im_end|>", "</think>"}, render_qwen3, "<think>\n\n</think>\n\n"},
       {"chatml", {"<|im_start|>", "<|im_end|>"}, render_chatml},
   };
   return kFamilies;

@@ -17,6 +17,8 @@ struct ChatFamily {
   std::function<RenderedChat(const Conversation&, bool add_generation_prompt, const std::string& bos,
                              const std::string& system, const std::string& date_string)>
       render;
+  // What a template that can be told not to think puts at the beginning of an answer then; "": it cannot be told.
+  std::string no_thinking = "";
 };
 const std::vector<ChatFamily>& chat_families();
 

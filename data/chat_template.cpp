@@ -60,15 +60,25 @@ ModelChat read_model_chat(const std::string& model_dir) {
   return chat;
 }
 
+UserError no_thinking_switch(const std::string& name) {
+  return {"--thinking",
+          "the chat template '" + name + "' cannot be told whether to think",
+          {"templates that can read the variable enable_thinking, as Qwen 3's does"}};
+}
+
 class BuiltInTemplate : public ChatTemplate {
  public:
-  BuiltInTemplate(const ChatFamily& family, ModelChat model, std::string date_string)
-      : family_(family), model_(std::move(model)), date_string_(std::move(date_string)) {
+  BuiltInTemplate(const ChatFamily& family, ModelChat model, const ChatOptions& options)
+      : family_(family), model_(std::move(model)), date_string_(options.date_string) {
+    if (options.thinking.has_value() && family_.no_thinking.empty()) throw no_thinking_switch(family_.name);
+    if (options.thinking == false) answer_prefix_ = family_.no_thinking;
     if (!model_.template_text.empty()) sha256_ = sha256_hex(model_.template_text);
     system_ = default_system_of(model_.template_text);
   }
   RenderedChat render(const Conversation& conversation, bool add_generation_prompt) const override {
-    return family_.render(conversation, add_generation_prompt, model_.bos, system_, date_string_);
+    RenderedChat chat = family_.render(conversation, add_generation_prompt, model_.bos, system_, date_string_);
+    if (add_generation_prompt) chat.text += answer_prefix_;
+    return chat;
   }
   const std::string& name() const override { return family_.name; }
   const std::string& sha256() const override { return sha256_; }
@@ -76,7 +86,7 @@ class BuiltInTemplate : public ChatTemplate {
  private:
   const ChatFamily& family_;
   ModelChat model_;
-  std::string date_string_, system_, sha256_;
+  std::string date_string_, system_, answer_prefix_, sha256_;
 };
 
 class JinjaTemplate : public ChatTemplate {
@@ -149,9 +159,11 @@ const std::vector<std::string>& chat_template_names() {
   return kNames;
 }
 
+bool has_chat_template(const std::string& model_dir) { return !read_model_chat(model_dir).template_text.empty(); }
+
 std::shared_ptr<const ChatTemplate> ChatTemplate::load(const std::string& model_dir, const ChatOptions& options) {
   const auto built_in = [&](const std::string& name, const ModelChat& model) {
-    return std::make_shared<BuiltInTemplate>(*family_by_name(name), model, options.date_string);
+    return std::make_shared<BuiltInTemplate>(*family_by_name(name), model, options);
   };
   ModelChat model = read_model_chat(model_dir);
   if (family_by_name(options.name) != nullptr) return built_in(options.name, model);
@@ -168,6 +180,10 @@ std::shared_ptr<const ChatTemplate> ChatTemplate::load(const std::string& model_
                      "or name a built-in one: --template chatml, llama3, qwen3, r1 or r1-raw"});
   }
   const std::string python = python_of(options);
+  if (options.thinking.has_value()) {
+    if (model.template_text.find("enable_thinking") == std::string::npos) throw no_thinking_switch(model_dir);
+    model.variables["enable_thinking"] = *options.thinking;
+  }
   auto process = JinjaProcess::start(python, model.template_text, options.date_string, model.variables.dump());
   const ChatFamily* family = options.name == "auto" ? family_by_marks(model.template_text) : nullptr;
   if (process == nullptr) {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,11 @@ struct ChatOptions {
   std::string name = "auto";                // auto, jinja or one of chat_template_names()
   std::string date_string = "26 Jul 2024";  // what templates that print the day print (Llama 3's own fallback)
   std::string python;                       // for jinja; empty: the one this program was built with, else python3
+  std::optional<bool> thinking;             // whether answers reason first; unset: as the template has it by itself
 };
+
+// Whether a model directory has a template of its own.  Throws UserError on a malformed one.
+bool has_chat_template(const std::string& model_dir);
 
 // The built-in ones: chatml, llama3, qwen3, r1, r1-raw.
 const std::vector<std::string>& chat_template_names();
@@ -39,7 +44,8 @@ class ChatTemplate {
   // `auto`: the model's own template (chat_template.jinja, else tokenizer_config.json).  A built-in takes its place
   // when it renders a set of probe conversations to the same text; for R1 that is r1-raw, which keeps the reasoning
   // that the model's own template deletes from training data.  Without a Python that has jinja2 a template with a
-  // family's marks is taken for that family's.  Throws UserError.
+  // family's marks is taken for that family's.  Throws UserError, also when `thinking` is set for
+  // a template that has no such switch.
   static std::shared_ptr<const ChatTemplate> load(const std::string& model_dir, const ChatOptions& options);
   virtual ~ChatTemplate() = default;
 

@@ -15,6 +15,9 @@ namespace dms {
 // The rows of each row group; a row group is the smallest part that is read at once.  Throws UserError.
 std::vector<uint64_t> parquet_row_groups(const std::string& path);
 
+// The names of the columns, in the file's order.  Throws UserError.
+std::vector<std::string> parquet_columns(const std::string& path);
+
 // Calls back with the rows of one row group as JSON objects, in order, holding those of `columns` that the file has.
 // Throws UserError for a damaged file or a column type that has no JSON form.
 void for_each_parquet_row(const std::string& path, size_t row_group, const std::vector<std::string>& columns,

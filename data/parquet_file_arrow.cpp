@@ -112,6 +112,16 @@ std::vector<uint64_t> parquet_row_groups(const std::string& path) {
   });
 }
 
+std::vector<std::string> parquet_columns(const std::string& path) {
+  return reading(path, [&] {
+    const auto reader = open(path);
+    const auto* root = reader->parquet_reader()->metadata()->schema()->group_node();
+    std::vector<std::string> names;
+    for (int i = 0; i < root->field_count(); ++i) names.push_back(root->field(i)->name());
+    return names;
+  });
+}
+
 void for_each_parquet_row(const std::string& path, size_t row_group, const std::vector<std::string>& columns,
                           const std::function<void(const Json& row)>& on_row) {
   reading(path, [&] {

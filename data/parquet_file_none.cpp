@@ -15,6 +15,7 @@ namespace {
 }  // namespace
 
 std::vector<uint64_t> parquet_row_groups(const std::string& path) { refuse(path); }
+std::vector<std::string> parquet_columns(const std::string& path) { refuse(path); }
 
 void for_each_parquet_row(const std::string& path, size_t, const std::vector<std::string>&,
                           const std::function<void(const nlohmann::json&)>&) {

@@ -59,6 +59,19 @@ TEST(NormalisedMath, TakesOneSpellingForAnother) {
   EXPECT_EQ(normalised_math(""), "");
 }
 
+TEST(AnsweredMath, IsTheBoxOrTheLastLineWhicheverComesLater) {
+  EXPECT_EQ(answered_math("so\nANSWER: 12"), "12");
+  EXPECT_EQ(answered_math("**Answer: $\\frac12$.**\n"), "\\frac12");
+  EXPECT_EQ(answered_math("\\boxed{3} was wrong.\nANSWER: 4"), "4");
+  EXPECT_EQ(answered_math("ANSWER: $\\boxed{5}$"), "5");
+  EXPECT_EQ(answered_math("ANSWER: 4, or rather\n\\boxed{6}"), "6");
+  EXPECT_EQ(answered_math("ANSWER: 1\nANSWER: 2"), "2");
+  EXPECT_EQ(answered_math("the answer: 7"), std::nullopt) << "only where it begins a line";
+  EXPECT_EQ(answered_math("answer: 8, since the answer: is"), "8, since the answer: is");
+  EXPECT_EQ(answered_math("ANSWER:"), std::nullopt);
+  EXPECT_TRUE(grades_as_math("ANSWER: 1/2", "\\frac{1}{2}"));
+}
+
 TEST(ShareOfNeedles, CountsInAnyCase) {
   EXPECT_EQ(share_of_needles("The codes are ABC and 12.", {"abc", "12", "34", "x9"}), 0.5);
   EXPECT_EQ(share_of_needles("", {"a"}), 0.0);

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <map>
-#include <set>
 
 #include "recipes/user_error.h"
 #include "tests/support/sandbox.h"
@@ -63,39 +62,39 @@ TEST(Benchmark, SaysWhatIsWrongWithAFile) {
   EXPECT_NE(refusal(BenchmarkKind::gpqa, "g.csv", "a\n\"x\n").find("not closed"), std::string::npos);
   EXPECT_NE(refusal(BenchmarkKind::aime, "a.jsonl", "{\"problem\": \"p\"}\n").find("a.jsonl:1: has no column 'answer'"),
             std::string::npos);
+  EXPECT_NE(refusal(BenchmarkKind::aime, "a.csv", "url,problems,answer\nu,p,1\n")
+                .find("columns here: url, problems, answer\n  did you mean 'problems'?"),
+            std::string::npos);
+  const std::string twice = refusal(BenchmarkKind::math, "m.csv", "problem,answer,id\np,1,x\nq,2,x\n");
+  EXPECT_NE(twice.find("m.csv:3: has the id 'x' of "), std::string::npos) << twice;
+  EXPECT_NE(twice.find("m.csv:2"), std::string::npos) << twice;
   EXPECT_NE(refusal(BenchmarkKind::aime, "a.jsonl", "\n").find("holds no question"), std::string::npos);
   EXPECT_NE(refusal(BenchmarkKind::aime, "a.parquet", "PAR1....").find("Parquet"), std::string::npos);
   EXPECT_THROW(benchmark_named("amie"), UserError);
 }
 
-int64_t count_words(std::string_view text) {
-  int64_t words = 1;
-  for (char c : text) words += c == ' ' || c == '\n' ? 1 : 0;
-  return words;
+TEST(Benchmark, TakesWhatIsPackedOrAList) {
+  const std::string list =
+      "\xEF\xBB\xBF [{\"problem\": \"p\", \"answer\": 7, \"id\": null}, {\"problem\": \"q\", \"answer\": \"8\"}]\n";
+  const auto items = read(BenchmarkKind::math, "math.json", list);
+  ASSERT_EQ(items.size(), 2U);
+  EXPECT_EQ(items[0].id, "math-0") << "null is no id";
+  EXPECT_EQ(items[0].answers.front(), "7");
+  // gzip of "problem,answer\nq,8\n"
+  const unsigned char packed[] = {0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x03, 0x2b, 0x28, 0xca,
+                                  0x4f, 0xca, 0x49, 0xcd, 0xd5, 0x49, 0xcc, 0x2b, 0x2e, 0x4f, 0x2d, 0xe2, 0x2a,
+                                  0xd4, 0xb1, 0xe0, 0x02, 0x00, 0xa4, 0x9a, 0x28, 0xcf, 0x13, 0x00, 0x00, 0x00};
+  const std::string bytes(reinterpret_cast<const char*>(packed), sizeof packed);
+  EXPECT_EQ(read(BenchmarkKind::math, "math.csv.gz", bytes)[0].answers.front(), "8");
 }
 
-TEST(Needles, FillTheLengthHideEachNumberOnceAndDependOnTheSeed) {
-  const NeedleOptions options{.count = 8, .num_tokens = 500, .num_needles = 3, .seed = 4};
-  const auto items = make_needle_items(options, count_words);
-  ASSERT_EQ(items.size(), 8U);
-  std::set<size_t> places;
-  for (const BenchmarkItem& item : items) {
-    EXPECT_LE(count_words(item.prompt), 500);
-    EXPECT_GE(count_words(item.prompt), 480);
-    ASSERT_EQ(item.answers.size(), 3U);
-    for (const std::string& number : item.answers) {
-      const size_t at = item.prompt.find(number);
-      ASSERT_NE(at, std::string::npos);
-      EXPECT_EQ(item.prompt.find(number, at + 1), std::string::npos);
-      places.insert(at);
-    }
-    EXPECT_EQ(grade(BenchmarkKind::needles, item.answers[0] + " and " + item.answers[2], item), 2.0 / 3.0);
-  }
-  EXPECT_GT(places.size(), 12U) << "needles should be anywhere";
-  EXPECT_EQ(make_needle_items(options, count_words)[3].prompt, items[3].prompt);
-  EXPECT_NE(make_needle_items({.count = 8, .num_tokens = 500, .num_needles = 3, .seed = 5}, count_words)[3].prompt,
-            items[3].prompt);
-  EXPECT_THROW(make_needle_items({.count = 1, .num_tokens = 20}, count_words), UserError);
+TEST(Benchmark, AnswersAreToldApartForAVote) {
+  EXPECT_EQ(given_answer(BenchmarkKind::aime, "so \\boxed{033}"), "33");
+  EXPECT_EQ(given_answer(BenchmarkKind::gpqa, "Answer: (b)"), "B");
+  EXPECT_EQ(given_answer(BenchmarkKind::math, "ANSWER: $\\dfrac12$"),
+            given_answer(BenchmarkKind::math, "\\boxed{1/2}"));
+  EXPECT_EQ(given_answer(BenchmarkKind::math, "I do not know"), "");
+  EXPECT_EQ(given_answer(BenchmarkKind::needles, "7"), "");
 }
 
 }  // namespace

@@ -41,6 +41,24 @@ class ChatTemplateTest : public testing::Test {
   TemporaryDirectory directory_;
 };
 
+TEST_F(ChatTemplateTest, ThinkingIsSwitchedWhereATemplateHasTheSwitch) {
+  set_model("", "");
+  ChatOptions options;
+  options.name = "qwen3";
+  options.thinking = false;
+  const std::string open = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n";
+  EXPECT_EQ(ChatTemplate::load(directory_.path(), options)->render({{"user", "a"}}, true).text,
+            open + "<think>\n\n</think>\n\n");
+  options.thinking = true;
+  EXPECT_EQ(ChatTemplate::load(directory_.path(), options)->render({{"user", "a"}}, true).text, open);
+  options.name = "chatml";
+  EXPECT_NE(user_error_of([&] { ChatTemplate::load(directory_.path(), options); }).find("--thinking: "),
+            std::string::npos);
+  EXPECT_FALSE(has_chat_template(directory_.path()));
+  set_model("", "{{ messages }}");
+  EXPECT_TRUE(has_chat_template(directory_.path()));
+}
+
 TEST_F(ChatTemplateTest, BuiltInFamiliesMarkTheAssistantsWords) {
   set_model("<bos>", "");
   EXPECT_EQ(rendered("chatml", kReasoned),

@@ -11,8 +11,18 @@
 namespace dms {
 namespace {
 
-TaskResult result(const std::string& item, int64_t sample, double score, bool truncated = false) {
-  return {item, sample, score, truncated, 10, 20, 300, 4000, "text \xE2\x82\xAC \"quoted\"\n"};
+TaskResult result(const std::string& item, int64_t sample, double score, bool truncated = false,
+                  const std::string& answer = "") {
+  return {item, sample, score, truncated, answer, 10, 20, 300, 4000, "text \xE2\x82\xAC \"quoted\"\n"};
+}
+
+TaskConditions conditions() {
+  TaskConditions conditions;
+  conditions.task = "aime";
+  conditions.model = "model";
+  conditions.temperature = 0.6;
+  conditions.seed = 0xFFFFFFFFFFFFFFFFULL;
+  return conditions;
 }
 
 // Brute force: every choice of k of the n samples.
@@ -47,20 +57,54 @@ TEST(TaskResults, SummaryIsOverProblemsNotCompletions) {
   EXPECT_EQ(summary.mean_keys_read, 300.0);
 }
 
+TEST(TaskResults, TheVoteIsOfGroupsOfSamplesInOrder) {
+  // Two of three say 7; of the first two one says 7 and one nothing; then a tie of 7 and 8.
+  const auto summary = summarize({result("a", 3, 0.0, false, "8"), result("a", 0, 1.0, false, "7"),
+                                  result("a", 1, 0.0, false, ""), result("a", 2, 1.0, false, "7")});
+  ASSERT_EQ(summary.maj_at_k.size(), 3U);
+  EXPECT_DOUBLE_EQ(summary.maj_at_k[0].second, 0.5);   // as pass@1
+  EXPECT_DOUBLE_EQ(summary.maj_at_k[1].second, 0.75);  // {7, -} is right, {7, 8} half
+  EXPECT_DOUBLE_EQ(summary.maj_at_k[2].second, 1.0);
+  EXPECT_TRUE(summarize({result("a", 0, 1.0)}).maj_at_k.empty()) << "nobody answered anything";
+  EXPECT_DOUBLE_EQ(summarize({result("a", 0, 0.0, true, ""), result("b", 0, 1.0, false, "1")}).maj_at_k[0].second, 0.5);
+}
+
 TEST(TaskResults, SurviveTheFileAndATornLastLine) {
   Sandbox sandbox(std::map<std::string, std::string>{});
   const std::string path = sandbox / "results.jsonl";
-  EXPECT_TRUE(read_results(path).empty());
-  const std::string whole = to_line(result("a", 0, 0.5)) + to_line(result("b", 1, 1.0, true));
+  EXPECT_TRUE(read_results(path).results.empty());
+  const std::string whole =
+      to_line(conditions()) + to_line(result("a", 0, 0.5)) + to_line(result("b", 1, 1.0, true, "7"));
   sandbox.write("results.jsonl", whole + to_line(result("c", 2, 1.0)).substr(0, 30));
-  const auto results = read_results(path);
+  const auto results = read_results(path).results;
   ASSERT_EQ(results.size(), 2U);
   EXPECT_EQ(results[0].text, result("a", 0, 0.5).text);
   EXPECT_EQ(results[1].item, "b");
+  EXPECT_EQ(results[1].answer, "7");
   EXPECT_TRUE(results[1].truncated);
+  EXPECT_EQ(to_line(*read_results_to_continue(path, conditions()).conditions), to_line(conditions()));
   EXPECT_EQ(sandbox.read("results.jsonl"), whole) << "what is appended next must start a line of its own";
-  sandbox.write("results.jsonl", "{\"item\": 3}\n");
-  EXPECT_THROW(read_results(path), UserError);
+  for (const std::string wrong : {"{\"item\": 3}\n", "{}\n"}) {
+    sandbox.write("results.jsonl", wrong);
+    EXPECT_THROW(read_results(path), UserError);
+  }
+  sandbox.write("results.jsonl", to_line(result("a", 0, 0.5)));
+  EXPECT_THROW(read_results(path), UserError) << "of which nobody can tell what model gave them";
+}
+
+TEST(TaskResults, OfOtherConditionsAreNotContinued) {
+  Sandbox sandbox(std::map<std::string, std::string>{});
+  sandbox.write("results.jsonl", to_line(conditions()));
+  TaskConditions other = conditions();
+  other.model = "moved/model";
+  EXPECT_NO_THROW(read_results_to_continue(sandbox / "results.jsonl", other));
+  other.temperature = 1.0;
+  try {
+    read_results_to_continue(sandbox / "results.jsonl", other);
+    ADD_FAILURE() << "continued";
+  } catch (const UserError& error) {
+    EXPECT_NE(std::string(error.what()).find("temperature was 0.6, now it would be 1.0"), std::string::npos);
+  }
 }
 
 }  // namespace
