@@ -5,8 +5,6 @@
 #include <cmath>
 #include <optional>
 
-#include "model/far_square.h"
-
 namespace dms {
 
 namespace {
@@ -15,38 +13,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 double softmax_scale(int64_t head_dim) { return 1.0 / std::sqrt(static_cast<double>(head_dim)); }
-
-FlashOutput two_part(const FlashKernel& kernel, const AttentionTensors& in, int64_t window, double scale) {
-  FlashOutput result = kernel.banded(in.q_BHTd, in.k_BGTd, in.v_BGTd, window, scale);
-  if (in.q_BHTd.size(2) > window + 1) {
-    const FarSquare far = make_far_square(in, window, scale);
-    const FlashOutput part = kernel.causal(far.q, far.k, far.v, scale);
-    merge(result.out_BHTd.slice(2, window + 1), result.lse_BHT.slice(2, window + 1),
-          part.out_BHTd.slice(3, 0, in.q_BHTd.size(3)), part.lse_BHT);
-  }
-  return result;
-}
-
-AttentionGradients two_part_backward(const FlashKernel& kernel, const at::Tensor& dout, const AttentionTensors& in,
-                                     const FlashOutput& merged, int64_t window, double scale) {
-  const int64_t num_tokens = in.q_BHTd.size(2), head_dim = in.q_BHTd.size(3);
-  FlashGradients near = kernel.banded_backward(dout, in.q_BHTd, in.k_BGTd, in.v_BGTd, merged, window, scale);
-  AttentionGradients total{near.dq_BHTd, near.dk_BGTd, near.dv_BGTd, at::zeros_like(in.bias_BGT)};
-  if (num_tokens > window + 1) {
-    const int64_t first = window + 1, size = num_tokens - first;
-    const int64_t columns = num_bias_columns(in.q_BHTd.scalar_type());
-    const FarSquare square = make_far_square(in, window, scale);
-    const FlashOutput rows{append_zero_columns(merged.out_BHTd.slice(2, first), columns),
-                           merged.lse_BHT.slice(2, first)};
-    const FlashGradients far = kernel.causal_backward(append_zero_columns(dout.slice(2, first), columns), square.q,
-                                                      square.k, square.v, rows, scale);
-    total.dq_BHTd.slice(2, first).add_(far.dq_BHTd.slice(3, 0, head_dim));
-    total.dk_BGTd.slice(2, 0, size).add_(far.dk_BGTd.slice(3, 0, head_dim));
-    total.dv_BGTd.slice(2, 0, size).add_(far.dv_BGTd.slice(3, 0, head_dim));
-    total.dbias_BGT.slice(2, 0, size).copy_(bias_gradient(far.dk_BGTd, head_dim, scale, in.bias_BGT.scalar_type()));
-  }
-  return total;
-}
 
 // A piece of the computation that depends on no other: one document of one sample.
 struct Piece {
@@ -60,7 +26,7 @@ struct Piece {
   FlashOutput of(const FlashOutput& x) const { return {of(x.out_BHTd), of(x.lse_BHT)}; }
 };
 
-// The survivors of the piece if it takes the sparse path.  `gone_BGT`: bool on the CPU; undefined forces two parts.
+// The survivors of the piece if it takes the sparse path.  `gone_BGT`: bool on the CPU; undefined: never.
 std::optional<Survivors> sparse_path(const FlashKernel& kernel, const Piece& piece, const at::Tensor& gone_BGT,
                                      int64_t window, AttentionPath path) {
   if (!gone_BGT.defined() || piece.end - piece.begin <= window + 1) return std::nullopt;
@@ -102,7 +68,7 @@ class DelayedEvictionAttention : public torch::autograd::Function<DelayedEvictio
     const std::vector<at::Tensor> result = join_pieces(q.size(0), documents, [&](const Piece& piece) {
       const auto survivors = sparse_path(kernel, piece, gone_BGT, window, path);
       FlashOutput output =
-          survivors ? kernel.sparse(piece.of(in), *survivors, scale) : two_part(kernel, piece.of(in), window, scale);
+          survivors ? kernel.sparse(piece.of(in), *survivors, scale) : kernel.dense(piece.of(in), window, scale);
       return std::vector<at::Tensor>{std::move(output.out_BHTd), std::move(output.lse_BHT)};
     });
     ctx->save_for_backward({q, k, v, bias, result[0], result[1], gone_BGT});
@@ -127,7 +93,7 @@ class DelayedEvictionAttention : public torch::autograd::Function<DelayedEvictio
       const auto survivors = sparse_path(kernel, piece, gone_BGT, window, path);
       AttentionGradients part = survivors
                                     ? kernel.sparse_backward(dout, piece.of(in), piece.of(merged), *survivors, scale)
-                                    : two_part_backward(kernel, dout, piece.of(in), piece.of(merged), window, scale);
+                                    : kernel.dense_backward(dout, piece.of(in), piece.of(merged), window, scale);
       return std::vector<at::Tensor>{std::move(part.dq_BHTd), std::move(part.dk_BGTd), std::move(part.dv_BGTd),
                                      std::move(part.dbias_BGT)};
     });

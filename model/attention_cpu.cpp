@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "model/attention_cpu_sparse.h"
+#include "model/attention_cpu_tiles.h"
 #include "model/flash_kernel.h"
 
 namespace dms {
@@ -37,9 +37,13 @@ at::Tensor band_mask(const Band& band, int64_t window, const at::TensorOptions& 
       .masked_fill_(hidden, -std::numeric_limits<double>::infinity());
 }
 
+// In low precision the library's kernel multiplies at that precision's rate; tiles would not.
+bool has_tiles(const at::Tensor& x) { return x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble; }
+
 class CpuFlashKernel final : public FlashKernel {
  public:
   FlashOutput causal(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) const override {
+    if (has_tiles(q) && q.size(0) == 1) return cpu_tiled_attention({q, k, v, {}}, q.size(2), nullptr, scale);
     auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, true, {}, scale);
     return {out, lse};
   }
@@ -85,15 +89,26 @@ class CpuFlashKernel final : public FlashKernel {
   }
 
   FlashOutput sparse(const AttentionTensors& in, const Survivors& survivors, double scale) const override {
-    return cpu_sparse(in, survivors, scale);
+    return cpu_tiled_attention(in, survivors.window(), &survivors, scale);
   }
 
   AttentionGradients sparse_backward(const at::Tensor& dout, const AttentionTensors& in, const FlashOutput& merged,
                                      const Survivors& survivors, double scale) const override {
-    return cpu_sparse_backward(dout, in, merged, survivors, scale);
+    return cpu_tiled_attention_backward(dout, in, merged, survivors.window(), &survivors, scale);
   }
 
-  int64_t sparse_block_rows() const override { return kCpuSparseBlockRows; }
+  FlashOutput dense(const AttentionTensors& in, int64_t window, double scale) const override {
+    if (!has_tiles(in.q_BHTd)) return FlashKernel::dense(in, window, scale);
+    return cpu_tiled_attention(in, window, nullptr, scale);
+  }
+
+  AttentionGradients dense_backward(const at::Tensor& dout, const AttentionTensors& in, const FlashOutput& merged,
+                                    int64_t window, double scale) const override {
+    if (!has_tiles(in.q_BHTd)) return FlashKernel::dense_backward(dout, in, merged, window, scale);
+    return cpu_tiled_attention_backward(dout, in, merged, window, nullptr, scale);
+  }
+
+  int64_t sparse_block_rows() const override { return kCpuBlockRows; }
 };
 
 }  // namespace

@@ -52,6 +52,12 @@ class FlashKernel {
                                          const at::Tensor& k_BGTd, const at::Tensor& v_BGTd, const FlashOutput& merged,
                                          int64_t window, double scale) const = 0;
 
+  // Delayed-eviction attention of one sequence (B = 1) that visits every key: as the near band and the far causal square
+  // (model/far_square.h), merged, where a device has nothing better.
+  virtual FlashOutput dense(const AttentionTensors& in, int64_t window, double scale) const;
+  virtual AttentionGradients dense_backward(const at::Tensor& dout_BHTd, const AttentionTensors& in,
+                                            const FlashOutput& merged, int64_t window, double scale) const;
+
   // Delayed-eviction attention of one sequence (B = 1) that visits, beyond the window, only `survivors`.
   virtual FlashOutput sparse(const AttentionTensors& in, const Survivors& survivors, double scale) const = 0;
   virtual AttentionGradients sparse_backward(const at::Tensor& dout_BHTd, const AttentionTensors& in,

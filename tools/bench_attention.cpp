@@ -132,22 +132,16 @@ Seconds time_recorded(const AttentionTensors& in, const at::Tensor& dout, const 
   Seconds seconds;
   seconds.forward = seconds_of(in.q_BHTd.device(), [&] { out = attention(in); });
   seconds.backward = seconds_of(in.q_BHTd.device(), [&] {
-    torch::autograd::grad({out}, {in.q_BHTd, in.k_BGTd, in.v_BGTd, in.bias_BGT}, {dout});
+    torch::autograd::grad({out}, {in.q_BHTd, in.k_BGTd, in.v_BGTd, in.bias_BGT}, {dout}, std::nullopt, false,
+                          /*allow_unused=*/true);  // the bias, by plain causal attention
   });
   return seconds;
 }
 
-Seconds time_causal(const AttentionTensors& in, const at::Tensor& dout) {
-  const at::NoGradGuard no_grad;
-  const FlashKernel& kernel = flash_kernel(in.q_BHTd.device());
-  const double scale = 1.0 / std::sqrt(static_cast<double>(in.q_BHTd.size(3)));
-  FlashOutput output;
-  Seconds seconds;
-  seconds.forward =
-      seconds_of(in.q_BHTd.device(), [&] { output = kernel.causal(in.q_BHTd, in.k_BGTd, in.v_BGTd, scale); });
-  seconds.backward = seconds_of(in.q_BHTd.device(),
-                                [&] { kernel.causal_backward(dout, in.q_BHTd, in.k_BGTd, in.v_BGTd, output, scale); });
-  return seconds;
+// As the library does it, with its own backward.
+at::Tensor library_causal_attention(const AttentionTensors& in) {
+  return at::scaled_dot_product_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, {}, 0.0, /*is_causal=*/true, std::nullopt,
+                                          /*enable_gqa=*/true);
 }
 
 AttentionFigures::Passes passes_of(const std::vector<Seconds>& samples) {
@@ -217,7 +211,7 @@ AttentionFigures bench_attention(const AttentionBenchmark& b) {
   ProgressLine progress;
   for (int64_t repeat = 0; repeat <= b.repeats; ++repeat) {
     progress.update("repeat " + std::to_string(repeat) + "/" + std::to_string(b.repeats), repeat + 1, b.repeats + 1);
-    causal.push_back(time_causal(first, dout));
+    causal.push_back(time_recorded(first, dout, library_causal_attention));
     two_part.push_back(time_recorded(first, dout, delayed(AttentionPath::dense)));
     if (b.sequence_length <= kLongestDense) {
       dense.push_back(

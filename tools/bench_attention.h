@@ -1,6 +1,6 @@
 // What the student's attention costs beside the teacher's: one layer, forward and backward, by every way to compute it.
 //
-//   causal     the teacher's plain causal flash attention
+//   causal     the teacher's plain causal attention as the library computes it and its gradients
 //   two_part   delayed eviction over every far key (eviction.attention: dense)
 //   sparse     delayed eviction over survivors (eviction.attention: sparse)
 //   dense      a [T, T] mask through scaled_dot_product_attention, as one would write it; only up to T = 4096

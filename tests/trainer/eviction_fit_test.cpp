@@ -54,7 +54,9 @@ TEST(KeepFunction, RecoversARuleOnScaledFeatures) {
     const at::Tensor fitted_NG = scale_NG * at::matmul(features_ND, keep.weight_GD.t()) + keep.intercept_G;
     const at::Tensor wrong = ((fitted_NG > 0) != (score_NG > 0)).to(at::kFloat);
     const at::Tensor cost = (importance_NG / 0.01 - 1.0).abs().clamp_max(options.weight_cap);
-    if (with_intercept) EXPECT_LT((at::sum(wrong * cost) / at::sum(cost)).item<double>(), 0.01);
+    if (with_intercept) {
+      EXPECT_LT((at::sum(wrong * cost) / at::sum(cost)).item<double>(), 0.01);
+    }
     for (int64_t g = 0; g < 3; ++g) {
       EXPECT_GT(at::cosine_similarity(keep.weight_GD[g], rule_GD[g], 0).item<double>(), 0.95) << g << with_intercept;
     }

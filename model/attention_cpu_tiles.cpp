@@ -1,0 +1,299 @@
+#include "model/attention_cpu_tiles.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "model/attention_tile.h"
+#include "model/parallel_tasks.h"
+
+namespace dms {
+
+namespace {
+
+// Gradients of keys are summed in this many separate runs over the blocks of a head, so that a head's blocks can run
+// side by side.  A constant, because the order of summation follows from it.
+constexpr int64_t kStripes = 4;
+// Elements of a tile.  The backward pass works on two: in float32 they fill 384 KiB of the second-level cache.
+constexpr int64_t kTileElements = 48 * 1024;
+constexpr int64_t kFewestTileKeys = 64;
+
+int64_t round_up(int64_t x) { return (x + kTilePadding - 1) / kTilePadding * kTilePadding; }
+
+struct Block {
+  int64_t begin, end;   // queries
+  int64_t first_local;  // its own keys are [first_local, end)
+  int64_t num_before;   // survivors before first_local
+  int64_t num_rows() const { return end - begin; }
+  int64_t cost() const { return num_rows() * (num_before + end - first_local); }
+};
+
+std::vector<Block> blocks_of(int64_t num_tokens, int64_t window, const Survivors* survivors, int64_t head) {
+  std::vector<Block> blocks;
+  const int64_t num_before_far = survivors != nullptr ? std::min(num_tokens, window + 1) : num_tokens;
+  for (int64_t begin = 0; begin < num_before_far; begin += kCpuBlockRows) {
+    blocks.push_back({begin, std::min(num_before_far, begin + kCpuBlockRows), 0, 0});
+  }
+  if (survivors != nullptr) {
+    for (int64_t b = 0; b < survivors->num_blocks(); ++b) {
+      const int64_t first = survivors->block_begin(b);
+      blocks.push_back(
+          {first + window + 1, survivors->block_end(b) + window + 1, first, survivors->num_before(head, b)});
+    }
+  }
+  return blocks;
+}
+
+struct Task {
+  int64_t cost, head, index;  // index: of a block or a stripe
+};
+
+// Runs every task once, expensive ones first.
+template <class Run>
+void run_by_cost(std::vector<Task> tasks, const Run& run) {
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.cost > b.cost; });
+  run_tasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+    const Task& task = tasks[static_cast<size_t>(i)];
+    run(task.head, task.index);
+  });
+}
+
+// Keys of one KV head in the order in which tiles visit them; the bias has room for a tile's padding.
+struct Keys {
+  at::Tensor k_Kd, v_Kd, bias_K;
+};
+
+// One sequence as the tiles need it: contiguous, in the tiles' type.
+class Problem {
+ public:
+  Problem(const AttentionTensors& in, int64_t window, const Survivors* survivors, double scale)
+      : options(in.q_BHTd.options().dtype(in.q_BHTd.scalar_type() == at::kDouble ? at::kDouble : at::kFloat)),
+        window(std::min(window, in.q_BHTd.size(2))),
+        scale(scale),
+        num_tokens(in.q_BHTd.size(2)),
+        num_kv_heads(in.k_BGTd.size(1)),
+        repeats(in.q_BHTd.size(1) / num_kv_heads),
+        head_dim(in.q_BHTd.size(3)),
+        q_GRTd(grouped(in.q_BHTd) * scale) {
+    for (int64_t g = 0; g < num_kv_heads; ++g) {
+      const at::Tensor k_Td = in.k_BGTd.select(0, 0).select(0, g).to(options.dtype()).contiguous();
+      const at::Tensor v_Td = in.v_BGTd.select(0, 0).select(0, g).to(options.dtype()).contiguous();
+      const at::Tensor bias_T =
+          in.bias_BGT.defined() ? in.bias_BGT.select(0, 0).select(0, g) : at::zeros({num_tokens}, options);
+      local.push_back({k_Td, v_Td, padded(bias_T)});
+      if (survivors != nullptr) {
+        const at::Tensor& keys = survivors->keys(g);
+        gathered.push_back(
+            {k_Td.index_select(0, keys), v_Td.index_select(0, keys), padded(bias_T.index_select(0, keys))});
+      } else {
+        gathered.push_back({});
+      }
+      blocks.push_back(blocks_of(num_tokens, window, survivors, g));
+    }
+  }
+
+  // [1, H, ...] of any type -> [G, R, ...] of the tiles' type.
+  at::Tensor grouped(const at::Tensor& x) const {
+    return x.select(0, 0).to(options.dtype()).contiguous().unflatten(0, {num_kv_heads, repeats});
+  }
+  // [R * rows, ...]: a block's rows of a grouped tensor [G, R, T, ...], stacked.
+  at::Tensor stacked(const at::Tensor& x_GRT, int64_t g, const Block& block) const {
+    return x_GRT.select(0, g).slice(1, block.begin, block.end).flatten(0, 1).contiguous();
+  }
+  // Keys of a tile and the elements of one: as many keys as the block's rows leave room for.
+  int64_t tile_keys() const {
+    return std::max(kFewestTileKeys, kTileElements / (repeats * kCpuBlockRows) / kTilePadding * kTilePadding);
+  }
+  int64_t tile_elements() const { return repeats * kCpuBlockRows * tile_keys(); }
+
+  // Calls visit(keys, gathered?, first key, tile) for every tile of a block.
+  template <class Visit>
+  void for_tiles(int64_t g, const Block& block, const Visit& visit) const {
+    const auto run = [&](bool is_gathered, int64_t begin, int64_t end) {
+      const int64_t count = (end - begin + tile_keys() - 1) / tile_keys();
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t first = begin + (end - begin) * i / count, last = begin + (end - begin) * (i + 1) / count;
+        const int64_t width = last - first;
+        AttentionTile tile{repeats, block.num_rows(), width, round_up(width), width, width};
+        if (!is_gathered) {
+          tile.first_visible = block.begin + 1 - first;
+          tile.first_far = block.begin - window - first;
+        }
+        visit((is_gathered ? gathered : local)[static_cast<size_t>(g)], is_gathered, first, tile);
+      }
+    };
+    run(true, 0, block.num_before);
+    run(false, block.first_local, block.end);
+  }
+
+  at::TensorOptions options;
+  int64_t window;
+  double scale;
+  int64_t num_tokens, num_kv_heads, repeats, head_dim;
+  at::Tensor q_GRTd;                       // times the scale
+  std::vector<Keys> local, gathered;       // per KV head
+  std::vector<std::vector<Block>> blocks;  // per KV head
+
+ private:
+  at::Tensor padded(const at::Tensor& bias) const {
+    return at::constant_pad_nd(bias.to(options.dtype()), {0, kTilePadding}, 0.0);
+  }
+};
+
+// [rows, width] of a scratch tensor, rows tile.stride apart.
+at::Tensor tile_view(const at::Tensor& scratch, const AttentionTile& tile) {
+  return scratch.as_strided({tile.heads * tile.rows, tile.width}, {tile.stride, 1});
+}
+
+template <class Real>
+void forward_block(const Problem& p, int64_t g, const Block& block, const at::Tensor& out_GRTd,
+                   const at::Tensor& lse_GRT) {
+  const int64_t num_rows = p.repeats * block.num_rows();
+  const at::Tensor q_Nd = p.stacked(p.q_GRTd, g, block);
+  const at::Tensor out_Nd = at::zeros_like(q_Nd);
+  const at::Tensor max_N = at::full({num_rows}, -std::numeric_limits<Real>::infinity(), p.options);
+  const at::Tensor sum_N = at::zeros({num_rows}, p.options);
+  const at::Tensor scratch = at::empty({p.tile_elements()}, p.options);
+  p.for_tiles(g, block, [&](const Keys& keys, bool, int64_t first, const AttentionTile& tile) {
+    at::Tensor score_NK = tile_view(scratch, tile);
+    at::mm_out(score_NK, q_Nd, keys.k_Kd.slice(0, first, first + tile.width).t());
+    softmax_tile<Real>(tile, keys.bias_K.const_data_ptr<Real>() + first, scratch.mutable_data_ptr<Real>(),
+                       max_N.mutable_data_ptr<Real>(), sum_N.mutable_data_ptr<Real>(), out_Nd.mutable_data_ptr<Real>(),
+                       p.head_dim);
+    out_Nd.addmm_(score_NK, keys.v_Kd.slice(0, first, first + tile.width));
+  });
+  const auto place = [&](const at::Tensor& result_GRT, const at::Tensor& rows_N) {
+    result_GRT.select(0, g).slice(1, block.begin, block.end).copy_(rows_N.unflatten(0, {p.repeats, block.num_rows()}));
+  };
+  place(out_GRTd, out_Nd.div_(sum_N.unsqueeze(1)));
+  place(lse_GRT, max_N.add_(sum_N.log_()));
+}
+
+struct KeyGradients {
+  KeyGradients(int64_t num_keys, int64_t head_dim, const at::TensorOptions& options)
+      : dk_Kd(at::zeros({num_keys, head_dim}, options)),
+        dv_Kd(at::zeros({num_keys, head_dim}, options)),
+        dbias_K(at::zeros({num_keys + kTilePadding}, options)) {}
+  void add(const KeyGradients& other) {
+    dk_Kd.add_(other.dk_Kd);
+    dv_Kd.add_(other.dv_Kd);
+    dbias_K.add_(other.dbias_K);
+  }
+  at::Tensor dk_Kd, dv_Kd, dbias_K;
+};
+
+// What one stripe of blocks adds up.
+struct StripeGradients {
+  StripeGradients(const Problem& p, int64_t g)
+      : local(p.num_tokens, p.head_dim, p.options),
+        gathered(
+            p.gathered[static_cast<size_t>(g)].k_Kd.defined() ? p.gathered[static_cast<size_t>(g)].k_Kd.size(0) : 0,
+            p.head_dim, p.options) {}
+  KeyGradients local, gathered;
+};
+
+// Tensors [G, R, T, ...] of the backward pass.
+struct BackwardRows {
+  at::Tensor dout_GRTd, delta_GRT, lse_GRT, dq_GRTd;
+};
+
+template <class Real>
+void backward_block(const Problem& p, int64_t g, const Block& block, const BackwardRows& all, const at::Tensor& scratch,
+                    StripeGradients& total) {
+  const at::Tensor q_Nd = p.stacked(p.q_GRTd, g, block), dout_Nd = p.stacked(all.dout_GRTd, g, block);
+  const at::Tensor lse_N = p.stacked(all.lse_GRT, g, block), delta_N = p.stacked(all.delta_GRT, g, block);
+  const at::Tensor dq_Nd = at::zeros_like(q_Nd);
+  p.for_tiles(g, block, [&](const Keys& keys, bool is_gathered, int64_t first, const AttentionTile& tile) {
+    KeyGradients& of_keys = is_gathered ? total.gathered : total.local;
+    const auto rows = [&](const at::Tensor& x_Kd) { return x_Kd.slice(0, first, first + tile.width); };
+    const at::Tensor k_Kd = rows(keys.k_Kd);
+    at::Tensor p_NK = tile_view(scratch.select(0, 0), tile), ds_NK = tile_view(scratch.select(0, 1), tile);
+    at::mm_out(p_NK, q_Nd, k_Kd.t());
+    at::mm_out(ds_NK, dout_Nd, rows(keys.v_Kd).t());
+    gradient_tile<Real>(tile, keys.bias_K.const_data_ptr<Real>() + first, lse_N.const_data_ptr<Real>(),
+                        delta_N.const_data_ptr<Real>(), p_NK.mutable_data_ptr<Real>(), ds_NK.mutable_data_ptr<Real>(),
+                        of_keys.dbias_K.mutable_data_ptr<Real>() + first);
+    rows(of_keys.dv_Kd).addmm_(p_NK.t(), dout_Nd);
+    rows(of_keys.dk_Kd).addmm_(ds_NK.t(), q_Nd);
+    dq_Nd.addmm_(ds_NK, k_Kd);
+  });
+  all.dq_GRTd.select(0, g)
+      .slice(1, block.begin, block.end)
+      .copy_(dq_Nd.mul_(p.scale).unflatten(0, {p.repeats, block.num_rows()}));
+}
+
+template <class Run>
+auto for_real(at::ScalarType dtype, const Run& run) {
+  return dtype == at::kDouble ? run(double{}) : run(float{});
+}
+
+}  // namespace
+
+FlashOutput cpu_tiled_attention(const AttentionTensors& in, int64_t window, const Survivors* survivors, double scale) {
+  const Problem p(in, window, survivors, scale);
+  const at::Tensor out_GRTd = at::empty_like(p.q_GRTd);
+  const at::Tensor lse_GRT = at::empty({p.num_kv_heads, p.repeats, p.num_tokens}, p.options);
+  std::vector<Task> tasks;
+  for (int64_t g = 0; g < p.num_kv_heads; ++g) {
+    const std::vector<Block>& blocks = p.blocks[static_cast<size_t>(g)];
+    for (size_t b = 0; b < blocks.size(); ++b) tasks.push_back({blocks[b].cost(), g, static_cast<int64_t>(b)});
+  }
+  run_by_cost(std::move(tasks), [&](int64_t g, int64_t b) {
+    const Block& block = p.blocks[static_cast<size_t>(g)][static_cast<size_t>(b)];
+    for_real(p.options.dtype().toScalarType(),
+             [&](auto real) { forward_block<decltype(real)>(p, g, block, out_GRTd, lse_GRT); });
+  });
+  return {out_GRTd.flatten(0, 1).unsqueeze(0).to(in.q_BHTd.scalar_type()), lse_GRT.flatten(0, 1).unsqueeze(0)};
+}
+
+AttentionGradients cpu_tiled_attention_backward(const at::Tensor& dout_BHTd, const AttentionTensors& in,
+                                                const FlashOutput& merged, int64_t window, const Survivors* survivors,
+                                                double scale) {
+  const Problem p(in, window, survivors, scale);
+  BackwardRows rows{p.grouped(dout_BHTd), {}, p.grouped(merged.lse_BHT), at::empty_like(p.q_GRTd)};
+  rows.delta_GRT = at::sum(rows.dout_GRTd * p.grouped(merged.out_BHTd), -1);
+
+  std::vector<std::optional<StripeGradients>> stripes(static_cast<size_t>(p.num_kv_heads * kStripes));
+  std::vector<Task> tasks;
+  for (int64_t g = 0; g < p.num_kv_heads; ++g) {
+    for (int64_t stripe = 0; stripe < kStripes; ++stripe) tasks.push_back({1, g, stripe});
+  }
+  run_by_cost(tasks, [&](int64_t g, int64_t stripe) {
+    const at::Tensor scratch = at::empty({2, p.tile_elements()}, p.options);
+    StripeGradients& total = stripes[static_cast<size_t>(g * kStripes + stripe)].emplace(p, g);
+    const std::vector<Block>& blocks = p.blocks[static_cast<size_t>(g)];
+    for (size_t b = static_cast<size_t>(stripe); b < blocks.size(); b += kStripes) {
+      for_real(p.options.dtype().toScalarType(),
+               [&](auto real) { backward_block<decltype(real)>(p, g, blocks[b], rows, scratch, total); });
+    }
+  });
+
+  AttentionGradients result{rows.dq_GRTd.flatten(0, 1).unsqueeze(0).to(in.q_BHTd.scalar_type()),
+                            at::empty_like(in.k_BGTd), at::empty_like(in.v_BGTd), at::Tensor()};
+  if (in.bias_BGT.defined()) result.dbias_BGT = at::empty_like(in.bias_BGT);
+  std::vector<Task> heads;
+  for (int64_t g = 0; g < p.num_kv_heads; ++g) heads.push_back({1, g, 0});
+  run_by_cost(heads, [&](int64_t g, int64_t) {
+    StripeGradients& total = *stripes[static_cast<size_t>(g * kStripes)];
+    for (int64_t stripe = 1; stripe < kStripes; ++stripe) {
+      const StripeGradients& part = *stripes[static_cast<size_t>(g * kStripes + stripe)];
+      total.local.add(part.local);
+      total.gathered.add(part.gathered);
+    }
+    if (survivors != nullptr) {
+      const at::Tensor& keys = survivors->keys(g);
+      total.local.dk_Kd.index_add_(0, keys, total.gathered.dk_Kd);
+      total.local.dv_Kd.index_add_(0, keys, total.gathered.dv_Kd);
+      total.local.dbias_K.index_add_(0, keys, total.gathered.dbias_K.slice(0, 0, keys.size(0)));
+    }
+    const auto place = [&](const at::Tensor& result_BGT, const at::Tensor& of_head) {
+      result_BGT.select(0, 0).select(0, g).copy_(of_head.slice(0, 0, p.num_tokens));
+    };
+    place(result.dk_BGTd, total.local.dk_Kd);
+    place(result.dv_BGTd, total.local.dv_Kd);
+    if (result.dbias_BGT.defined()) place(result.dbias_BGT, total.local.dbias_K);
+  });
+  return result;
+}
+
+}  // namespace dms

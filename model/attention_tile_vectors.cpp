@@ -1,0 +1,216 @@
+// model/attention_tile.h for one instruction set, DMS_INSTRUCTIONS: this file is compiled once for each
+// (model/CMakeLists.txt), with the flags that allow it; attention_tile.cpp chooses when the program runs.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "model/attention_tile.h"
+
+#define DMS_INLINE inline __attribute__((always_inline))
+
+namespace dms::DMS_INSTRUCTIONS {
+
+namespace {
+
+#ifdef __AVX2__
+#define DMS_VECTOR __attribute__((vector_size(32)))
+#else
+#define DMS_VECTOR __attribute__((vector_size(16)))
+#endif
+typedef float Floats DMS_VECTOR;
+typedef int32_t Ints DMS_VECTOR;
+typedef double Doubles DMS_VECTOR;
+typedef int64_t Longs DMS_VECTOR;
+
+template <class Real>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using Type = Floats;
+  using Index = Ints;
+};
+template <>
+struct VectorOf<double> {
+  using Type = Doubles;
+  using Index = Longs;
+};
+template <class Real>
+constexpr int64_t kLanes = sizeof(Floats) / sizeof(Real);
+static_assert(kLanes<float> <= kTilePadding);
+
+template <class Vector, class Real>
+DMS_INLINE Vector load(const Real* from) {
+  Vector x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
+}
+template <class Real, class Vector>
+DMS_INLINE void store(Real* to, const Vector& x) {
+  std::memcpy(to, &x, sizeof(x));
+}
+
+// exp(x) for x <= 88, to 1e-6 of its size; 0 where the result would not be normal.  Cephes' reduction and polynomial.
+DMS_INLINE Floats exponential(const Floats& x) {
+  constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats smallest = Floats{} - 87.0F;
+  const Floats clamped = x < smallest ? smallest : x;
+  const Floats shifted = clamped * 1.44269504F + kRounder;
+  const Floats n = shifted - kRounder;
+  const Floats r = (clamped - n * 0.693359375F) + n * 2.12194440e-4F;
+  Floats y = Floats{} + 1.9875691500e-4F;
+  y = y * r + 1.3981999507e-3F;
+  y = y * r + 8.3334519073e-3F;
+  y = y * r + 4.1665795894e-2F;
+  y = y * r + 1.6666665459e-1F;
+  y = y * r + 5.0000001201e-1F;
+  y = y * (r * r) + r + 1.0F;
+  const Ints exponent = (std::bit_cast<Ints>(shifted) - std::bit_cast<int32_t>(kRounder) + 127) << 23;
+  return x < smallest ? Floats{} : y * std::bit_cast<Floats>(exponent);
+}
+DMS_INLINE Doubles exponential(const Doubles& x) {
+  Doubles y;
+  for (int64_t i = 0; i < kLanes<double>; ++i) y[i] = std::exp(x[i]);
+  return y;
+}
+
+enum class Part { far, near, border };
+
+// Which keys of a tile one row sees.
+template <class Real>
+class RowExtent {
+ public:
+  using Vector = typename VectorOf<Real>::Type;
+  using Index = typename VectorOf<Real>::Index;
+
+  DMS_INLINE RowExtent(const AttentionTile& tile, int64_t row)
+      : visible_(std::clamp<int64_t>(tile.first_visible + row, 0, tile.width)),
+        far_(std::clamp<int64_t>(tile.first_far + row, 0, visible_)) {
+    for (int64_t i = 0; i < kLanes<Real>; ++i) lane_[i] = i;
+  }
+  int64_t visible() const { return visible_; }
+
+  // x where the keys of the vector at j are visible, else `otherwise`; x where they are far, else 0.
+  DMS_INLINE Vector where_visible(int64_t j, const Vector& x, const Vector& otherwise) const {
+    return lane_ < (Index{} + as_lane(visible_ - j)) ? x : otherwise;
+  }
+  DMS_INLINE Vector where_far(int64_t j, const Vector& x) const {
+    return lane_ < (Index{} + as_lane(far_ - j)) ? x : Vector{};
+  }
+
+  // Calls visit(j, part) for the first element j of every vector with a visible key; border: all sorts.  Returns the end.
+  template <class Visit>
+  DMS_INLINE int64_t for_vectors(const Visit& visit) const {
+    int64_t j = 0;
+    for (; j + kLanes<Real> <= far_; j += kLanes<Real>) visit(j, std::integral_constant<Part, Part::far>{});
+    if (j < far_) {
+      visit(j, std::integral_constant<Part, Part::border>{});
+      j += kLanes<Real>;
+    }
+    for (; j + kLanes<Real> <= visible_; j += kLanes<Real>) visit(j, std::integral_constant<Part, Part::near>{});
+    if (j < visible_) {
+      visit(j, std::integral_constant<Part, Part::border>{});
+      j += kLanes<Real>;
+    }
+    return j;
+  }
+
+  // The far keys' biases in the vector at j.
+  template <Part part>
+  DMS_INLINE Vector bias(const Real* of_tile, int64_t j) const {
+    if constexpr (part == Part::near) return Vector{};
+    const Vector x = load<Vector>(of_tile + j);
+    return part == Part::far ? x : where_far(j, x);
+  }
+
+ private:
+  DMS_INLINE static auto as_lane(int64_t x) { return static_cast<std::remove_cvref_t<decltype(Index{}[0])>>(x); }
+  int64_t visible_, far_;
+  Index lane_;
+};
+
+template <class Real>
+DMS_INLINE void softmax_row(const RowExtent<Real>& extent, const AttentionTile& tile, const Real* bias, Real* score,
+                            Real& row_max, Real& row_sum, Real* out, int64_t head_dim) {
+  using Vector = typename VectorOf<Real>::Type;
+  const Vector nothing = Vector{} - std::numeric_limits<Real>::infinity();
+  Vector most = Vector{} + row_max;
+  const int64_t end = extent.for_vectors([&](int64_t j, auto part) __attribute__((always_inline)) {
+    Vector x = load<Vector>(score + j) + extent.template bias<part()>(bias, j);
+    if (part() == Part::border) x = extent.where_visible(j, x, nothing);
+    store(score + j, x);
+    most = x > most ? x : most;
+  });
+  Real largest = row_max;
+  for (int64_t i = 0; i < kLanes<Real>; ++i) largest = std::max<Real>(largest, most[i]);
+  Vector total{};
+  for (int64_t j = 0; j < end; j += kLanes<Real>) {
+    const Vector x = exponential(load<Vector>(score + j) - largest);
+    store(score + j, x);
+    total += x;
+  }
+  std::fill(score + end, score + std::max(end, tile.width), Real(0));
+  Real sum = 0;
+  for (int64_t i = 0; i < kLanes<Real>; ++i) sum += total[i];
+  const Real correction = std::exp(row_max - largest);
+  row_sum = row_sum * correction + sum;
+  row_max = largest;
+  if (correction == Real(1)) return;
+  for (int64_t j = 0; j < head_dim; ++j) out[j] *= correction;
+}
+
+template <class Real>
+DMS_INLINE void gradient_row(const RowExtent<Real>& extent, const AttentionTile& tile, const Real* bias, Real logsumexp,
+                             Real delta, Real* score, Real* dprobability, Real* dbias) {
+  using Vector = typename VectorOf<Real>::Type;
+  const int64_t end = extent.for_vectors([&](int64_t j, auto part) __attribute__((always_inline)) {
+    Vector p = exponential(load<Vector>(score + j) + (extent.template bias<part()>(bias, j) - logsumexp));
+    if (part() == Part::border) p = extent.where_visible(j, p, Vector{});
+    Vector ds = p * (load<Vector>(dprobability + j) - delta);
+    if (part() == Part::border) ds = extent.where_visible(j, ds, Vector{});  // the padding may hold anything
+    store(score + j, p);
+    store(dprobability + j, ds);
+    if (part() != Part::near) {
+      store(dbias + j, load<Vector>(dbias + j) + (part() == Part::far ? ds : extent.where_far(j, ds)));
+    }
+  });
+  std::fill(score + end, score + std::max(end, tile.width), Real(0));
+  std::fill(dprobability + end, dprobability + std::max(end, tile.width), Real(0));
+}
+
+}  // namespace
+
+template <class Real>
+void softmax_tile(const AttentionTile& tile, const Real* bias, Real* score, Real* row_max, Real* row_sum, Real* out,
+                  int64_t head_dim) {
+  for (int64_t h = 0, r = 0; h < tile.heads; ++h) {
+    for (int64_t i = 0; i < tile.rows; ++i, ++r) {
+      const RowExtent<Real> extent(tile, i);
+      if (extent.visible() == 0) {
+        std::fill_n(score + r * tile.stride, tile.width, Real(0));
+      } else {
+        softmax_row(extent, tile, bias, score + r * tile.stride, row_max[r], row_sum[r], out + r * head_dim, head_dim);
+      }
+    }
+  }
+}
+
+template <class Real>
+void gradient_tile(const AttentionTile& tile, const Real* bias, const Real* logsumexp, const Real* delta, Real* score,
+                   Real* dprobability, Real* dbias) {
+  for (int64_t h = 0, r = 0; h < tile.heads; ++h) {
+    for (int64_t i = 0; i < tile.rows; ++i, ++r) {
+      gradient_row(RowExtent<Real>(tile, i), tile, bias, logsumexp[r], delta[r], score + r * tile.stride,
+                   dprobability + r * tile.stride, dbias);
+    }
+  }
+}
+
+template void softmax_tile(const AttentionTile&, const float*, float*, float*, float*, float*, int64_t);
+template void softmax_tile(const AttentionTile&, const double*, double*, double*, double*, double*, int64_t);
+template void gradient_tile(const AttentionTile&, const float*, const float*, const float*, float*, float*, float*);
+template void gradient_tile(const AttentionTile&, const double*, const double*, const double*, double*, double*,
+                            double*);
+
+}  // namespace dms::DMS_INSTRUCTIONS
