@@ -79,16 +79,16 @@ TEST(BenchAttention, CountsTheSurvivorsAndFlopsOfTheBuiltInProfile) {
   }
   const double causal = 6.0 * 4.0 * 8.0 * 1500.0 * 1501.0 / 2.0;
   EXPECT_DOUBLE_EQ(figures.at("causal_forward_flops"), causal);
-  // 1491 far rows in blocks of 128: each row sees 137 keys of its own block, and the survivors before the block.
+  // 1491 far rows in blocks of 64: each row sees 73 keys of its own block, and the survivors before the block.
   const double rows = 1491.0, pairs = 1500.0 * 1501.0 / 2.0;
   EXPECT_NEAR(figures.at("sparse_forward_flops").get<double>() / causal,
-              (rows * 137.0 + 0.275 * (rows * rows / 2.0 - rows * 64.0)) / pairs, 0.03);
+              (rows * 73.0 + 0.275 * (rows * rows / 2.0 - rows * 32.0)) / pairs, 0.03);
   EXPECT_EQ(figures.at("dtype"), "float32");
 }
 
 TEST(BenchAttention, ChoosesAsTrainingDoes) {
   const json figures =
-      bench("attention --seq 1024 --window 8 --heads 2 --kv-heads 1 --head-dim 8 --layers 30 --repeat 1");
+      bench("attention --seq 640 --window 8 --heads 2 --kv-heads 1 --head-dim 8 --layers 30 --repeat 1");
   const auto seconds = [](const json& passes) {
     return passes.at("forward").get<double>() + passes.at("backward").get<double>();
   };

@@ -94,10 +94,11 @@ TEST_F(WarmStartTest, MeetsTheBudgetByEvictingWhatMattersLeast) {
         EXPECT_EQ(outcome.result.tokens, kTokens * kSequences);
         ASSERT_EQ(outcome.result.layer_eviction_rate.size(), static_cast<size_t>(kLayers));
         for (size_t layer = 0; layer < kLayers; ++layer) {
-          // What the result says is what the adapter does, but for ties with the threshold.
-          EXPECT_NEAR(outcome.layer_eviction_rate[layer], outcome.result.layer_eviction_rate[layer], 2e-3);
+          // What the result says is what the adapter does, but for ties with the threshold: in layer 0 scores are a
+          // function of the token, which may occur several times among the 1800 decisions.
+          EXPECT_NEAR(outcome.layer_eviction_rate[layer], outcome.result.layer_eviction_rate[layer], 5e-3);
         }
-        EXPECT_NEAR((outcome.layer_eviction_rate[0] + outcome.layer_eviction_rate[1]) / 2.0, 0.75, 2e-3);
+        EXPECT_NEAR((outcome.layer_eviction_rate[0] + outcome.layer_eviction_rate[1]) / 2.0, 0.75, 5e-3);
         // A quarter of the keys at random would hold a quarter of the importance.
         EXPECT_GT(outcome.kept_share, shift == 0 ? 0.4 : 0.3) << outcome.kept_share;
       }
