@@ -14,6 +14,7 @@ void add_eval(CLI::App& program);
 void add_eval_tasks(CLI::App& program);
 void add_generate(CLI::App& program);
 void add_export(CLI::App& program);
+void add_recall(CLI::App& program);
 void add_retarget(CLI::App& program);
 void add_report(CLI::App& program);
 void add_inspect(CLI::App& program);

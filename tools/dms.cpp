@@ -21,6 +21,7 @@ void add_commands(CLI::App& program) {
   add_eval_tasks(program);
   add_generate(program);
   add_export(program);
+  add_recall(program);
   add_retarget(program);
   add_report(program);
   add_inspect(program);
