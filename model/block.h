@@ -11,6 +11,7 @@
 #include <ATen/ATen.h>
 
 #include "model/architecture.h"
+#include "model/linear.h"
 #include "model/rope.h"
 #include "model/weights.h"
 
@@ -35,7 +36,8 @@ struct AttentionInputs {
 
 // normed_TD = rms_norm(x, input_norm).
 AttentionInputs attention_inputs(const Architecture& architecture, const LayerWeights& weights,
-                                 const at::Tensor& normed_TD, const RopeTables& rope, const QueryEdit& edit);
+                                 const at::Tensor& normed_TD, const RopeTables& rope, const QueryEdit& edit,
+                                 Linear linear = library_linear);
 
 // What the backward pass of a layer's second half reads.  `gate_TI` and `up_TI` may be dropped: they are computed again.
 struct FinishState {
@@ -46,7 +48,7 @@ struct FinishState {
 
 // x_TD: the layer's input; attention_BHTd: [1, H, T, d].  Returns the layer's output [T, D].
 at::Tensor finish_layer(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,
-                        const at::Tensor& attention_BHTd, FinishState* state = nullptr);
+                        const at::Tensor& attention_BHTd, FinishState* state = nullptr, Linear linear = library_linear);
 
 struct FinishGradients {
   at::Tensor dx_TD, dattention_BHTd;

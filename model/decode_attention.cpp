@@ -1,113 +1,236 @@
 #include "model/decode_attention.h"
 
-#include <algorithm>
-#include <array>
-#include <bit>
-#include <cmath>
-#include <vector>
+#include <c10/util/Exception.h>
 
-// The loops below are written so that the compiler vectorises them without reordering a sum; one copy per instruction
-// set, chosen when the program starts.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define DMS_VECTOR_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define DMS_VECTOR_CLONES
-#endif
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "model/parallel_tasks.h"
+#include "model/vector8.h"
 
 namespace dms {
 
 namespace {
 
-constexpr int64_t kLanes = 8;
+// What a thread takes at a time: small enough that a few long heads keep all threads busy to the end.
+constexpr int64_t kPartRows = 1024;
+// Rows whose scores are worked on together; keys and values of a block stay in the first-level cache while every query
+// head of the group reads them.
+constexpr int64_t kBlockRows = 64;
+// Query heads in registers at once.
+constexpr int kTileHeads = 3;
 
-inline float load(float x) { return x; }
-inline float load(uint16_t bfloat16_bits) { return std::bit_cast<float>(static_cast<uint32_t>(bfloat16_bits) << 16U); }
+// Softmax over some rows, not yet divided by its sum.
+struct Part {
+  float* out;            // [R, d]
+  float *largest, *sum;  // [R]
+};
 
-// score[n] = scale * q . key[n]; d is a multiple of kLanes.
-template <class Stored>
-inline __attribute__((always_inline)) void score_rows(const float* q, const Stored* keys, int64_t num_rows,
-                                                      int64_t head_dim, float scale, float* score) {
+struct Rows {
+  const float* key_scales;
+  const float* value_scales;
+  int64_t num_rows;
+};
+
+// R query heads against one block's keys; score[r][n] = scale q[r] . key[n].
+template <int R, class Stored>
+DMS_INLINE void score_block(const float* q, int64_t head_dim, const Stored* keys, const Rows& rows, float scale,
+                            float (*score)[kBlockRows]) {
+  F32x4 products[R];
+  int64_t n = 0;
+  for (; n + 4 <= rows.num_rows; n += 4) {
+    dot_products<R, 4>(q, head_dim, keys + n * head_dim, head_dim, head_dim, products);
+    F32x4 factor{scale, scale, scale, scale};
+    if (rows.key_scales != nullptr) {
+      F32x4 key_scale;
+      std::memcpy(&key_scale, rows.key_scales + n, sizeof key_scale);
+      factor *= key_scale;
+    }
+    for (int r = 0; r < R; ++r) {
+      products[r] *= factor;
+      std::memcpy(score[r] + n, &products[r], sizeof(F32x4));
+    }
+  }
+  for (; n < rows.num_rows; ++n) {
+    dot_products<R, 1>(q, head_dim, keys + n * head_dim, head_dim, head_dim, products);
+    const float factor = rows.key_scales != nullptr ? scale * rows.key_scales[n] : scale;
+    for (int r = 0; r < R; ++r) score[r][n] = products[r][0] * factor;
+  }
+}
+
+// score[n] becomes exp(score[n] - largest); what was gathered before is brought to the new largest score.
+DMS_INLINE void exponentiate_block(float* score, int64_t num_rows, float& largest, float& sum, float* out,
+                                   int64_t head_dim) {
+  const int64_t padded = (num_rows + kLanes - 1) / kLanes * kLanes;
+  float most = largest;
+  for (int64_t n = 0; n < num_rows; ++n) most = std::max(most, score[n]);
+  if (most > largest) {
+    const float shrink = std::exp(largest - most);  // 0 at the first block
+    for (int64_t j = 0; j < head_dim; ++j) out[j] *= shrink;
+    sum *= shrink;
+    largest = most;
+  }
+  for (int64_t n = num_rows; n < padded; ++n) score[n] = most;
+  for (int64_t n = 0; n < padded; n += kLanes) store8(score + n, exp_of_nonpositive(load8(score + n) - most));
+  for (int64_t n = num_rows; n < padded; ++n) score[n] = 0.0F;
+  F32x8 lanes = {};
+  for (int64_t n = 0; n < padded; n += kLanes) lanes += load8(score + n);
+  const F32x4 sums = sum_lanes(lanes, lanes, lanes, lanes);
+  sum += sums[0];
+}
+
+// out[r] += sum over rows of weight[r][n] value[n], for W vectors of channels.
+template <int R, int W, class Stored>
+DMS_INLINE void add_values(const float (*weight)[kBlockRows], const Stored* values, int64_t num_rows, int64_t head_dim,
+                           float* out) {
+  F32x8 sum[R][W];
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < W; ++w) sum[r][w] = load8(out + r * head_dim + w * kLanes);
+  }
   for (int64_t n = 0; n < num_rows; ++n) {
-    const Stored* key = keys + n * head_dim;
-    float lane[kLanes] = {};
-    for (int64_t j = 0; j < head_dim; j += kLanes) {
-      for (int64_t i = 0; i < kLanes; ++i) lane[i] += q[j + i] * load(key[j + i]);
+    F32x8 factor[R];
+    for (int r = 0; r < R; ++r) factor[r] = broadcast(weight[r][n]);
+    for (int w = 0; w < W; ++w) {
+      const F32x8 value = load8(values + n * head_dim + w * kLanes);
+      for (int r = 0; r < R; ++r) sum[r][w] += factor[r] * value;
     }
-    float sum = 0.0F;
-    for (float part : lane) sum += part;
-    score[n] = sum * scale;
   }
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < W; ++w) store8(out + r * head_dim + w * kLanes, sum[r][w]);
+  }
+}
+
+template <int R, class Stored>
+DMS_INLINE void attend_block(const float* q, int64_t head_dim, const Stored* keys, const Stored* values,
+                             const Rows& rows, float scale, const Part& part) {
+  alignas(32) float score[R][kBlockRows];
+  score_block<R>(q, head_dim, keys, rows, scale, score);
+  for (int r = 0; r < R; ++r) {
+    exponentiate_block(score[r], rows.num_rows, part.largest[r], part.sum[r], part.out + r * head_dim, head_dim);
+    if (rows.value_scales == nullptr) continue;
+    for (int64_t n = 0; n < rows.num_rows; ++n) score[r][n] *= rows.value_scales[n];
+  }
+  constexpr int kWide = 4;
+  int64_t j = 0;
+  for (; j + kWide * kLanes <= head_dim; j += kWide * kLanes) {
+    add_values<R, kWide>(score, values + j, rows.num_rows, head_dim, part.out + j);
+  }
+  for (; j < head_dim; j += kLanes) add_values<R, 1>(score, values + j, rows.num_rows, head_dim, part.out + j);
 }
 
 template <class Stored>
-inline __attribute__((always_inline)) void add_values(const float* weight, const Stored* values, int64_t num_rows,
-                                                      int64_t head_dim, float* out) {
-  for (int64_t n = 0; n < num_rows; ++n) {
-    const Stored* value = values + n * head_dim;
-    const float w = weight[n];
-    for (int64_t j = 0; j < head_dim; ++j) out[j] += w * load(value[j]);
-  }
-}
-
-// Rows that stay in the first-level cache while every query head of the group reads them.
-constexpr int64_t kRowBlock = 32;
-
-template <class Stored>
-inline __attribute__((always_inline)) void attend(const float* q, int64_t group_size, int64_t head_dim,
-                                                  const Stored* keys, const Stored* values, int64_t num_rows,
-                                                  float scale, float* score, float* out) {
-  for (int64_t n = 0; n < num_rows; n += kRowBlock) {
-    const int64_t rows = std::min(kRowBlock, num_rows - n);
-    for (int64_t r = 0; r < group_size; ++r) {
-      score_rows(q + r * head_dim, keys + n * head_dim, rows, head_dim, scale, score + r * num_rows + n);
-    }
-  }
-  for (int64_t r = 0; r < group_size; ++r) {
-    float* s = score + r * num_rows;
-    const float largest = *std::max_element(s, s + num_rows);
-    double sum = 0.0;
-    for (int64_t n = 0; n < num_rows; ++n) {
-      s[n] = std::exp(s[n] - largest);
-      sum += s[n];
-    }
-    const auto inverse = static_cast<float>(1.0 / sum);
-    for (int64_t n = 0; n < num_rows; ++n) s[n] *= inverse;
-  }
-  std::fill(out, out + group_size * head_dim, 0.0F);
-  for (int64_t n = 0; n < num_rows; n += kRowBlock) {
-    const int64_t rows = std::min(kRowBlock, num_rows - n);
-    for (int64_t r = 0; r < group_size; ++r) {
-      add_values(score + r * num_rows + n, values + n * head_dim, rows, head_dim, out + r * head_dim);
+DMS_INLINE void attend(const DecodeHead& head, int64_t group_size, int64_t head_dim, float scale, int64_t first,
+                       int64_t last, const Part& part) {
+  std::fill(part.out, part.out + group_size * head_dim, 0.0F);
+  std::fill(part.sum, part.sum + group_size, 0.0F);
+  std::fill(part.largest, part.largest + group_size, -std::numeric_limits<float>::infinity());
+  const int64_t num_tiles = (group_size + kTileHeads - 1) / kTileHeads;
+  for (int64_t n = first; n < last; n += kBlockRows) {
+    const auto* keys = static_cast<const Stored*>(head.keys) + n * head_dim;
+    const auto* values = static_cast<const Stored*>(head.values) + n * head_dim;
+    const Rows rows{head.key_scales == nullptr ? nullptr : head.key_scales + n,
+                    head.value_scales == nullptr ? nullptr : head.value_scales + n, std::min(kBlockRows, last - n)};
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {  // of nearly equal sizes
+      const int64_t r = tile * group_size / num_tiles, count = (tile + 1) * group_size / num_tiles - r;
+      const float* q = head.q + r * head_dim;
+      const Part tile_part{part.out + r * head_dim, part.largest + r, part.sum + r};
+      if (count == 3) {
+        attend_block<3>(q, head_dim, keys, values, rows, scale, tile_part);
+      } else if (count == 2) {
+        attend_block<2>(q, head_dim, keys, values, rows, scale, tile_part);
+      } else {
+        attend_block<1>(q, head_dim, keys, values, rows, scale, tile_part);
+      }
     }
   }
 }
 
-DMS_VECTOR_CLONES void attend_float32(const float* q, int64_t group_size, int64_t head_dim, const float* keys,
-                                      const float* values, int64_t num_rows, float scale, float* score, float* out) {
-  attend(q, group_size, head_dim, keys, values, num_rows, scale, score, out);
+DMS_VECTOR_CLONES void attend_float32(const DecodeHead& head, int64_t group_size, int64_t head_dim, float scale,
+                                      int64_t first, int64_t last, const Part& part) {
+  attend<float>(head, group_size, head_dim, scale, first, last, part);
+}
+DMS_VECTOR_CLONES void attend_bfloat16(const DecodeHead& head, int64_t group_size, int64_t head_dim, float scale,
+                                       int64_t first, int64_t last, const Part& part) {
+  attend<StoredBFloat16>(head, group_size, head_dim, scale, first, last, part);
+}
+DMS_VECTOR_CLONES void attend_int8(const DecodeHead& head, int64_t group_size, int64_t head_dim, float scale,
+                                   int64_t first, int64_t last, const Part& part) {
+  attend<StoredInt8>(head, group_size, head_dim, scale, first, last, part);
+}
+DMS_VECTOR_CLONES void attend_float8(const DecodeHead& head, int64_t group_size, int64_t head_dim, float scale,
+                                     int64_t first, int64_t last, const Part& part) {
+  attend<StoredFloat8E4M3>(head, group_size, head_dim, scale, first, last, part);
 }
 
-DMS_VECTOR_CLONES void attend_bfloat16(const float* q, int64_t group_size, int64_t head_dim, const uint16_t* keys,
-                                       const uint16_t* values, int64_t num_rows, float scale, float* score,
-                                       float* out) {
-  attend(q, group_size, head_dim, keys, values, num_rows, scale, score, out);
+using AttendFunction = void (*)(const DecodeHead&, int64_t, int64_t, float, int64_t, int64_t, const Part&);
+
+AttendFunction attend_function(c10::ScalarType stored) {
+  switch (stored) {
+    case c10::ScalarType::Float:
+      return attend_float32;
+    case c10::ScalarType::BFloat16:
+      return attend_bfloat16;
+    case c10::ScalarType::Char:
+      return attend_int8;
+    case c10::ScalarType::Float8_e4m3fn:
+      return attend_float8;
+    default:
+      return nullptr;
+  }
 }
+
+struct Task {
+  size_t head;
+  int64_t first, last;  // rows
+};
 
 }  // namespace
 
-bool has_decode_attention(at::ScalarType stored) { return stored == at::kFloat || stored == at::kBFloat16; }
+bool has_decode_attention(c10::ScalarType stored) { return attend_function(stored) != nullptr; }
 
-void decode_attention(const float* q, int64_t group_size, int64_t head_dim, const void* keys, const void* values,
-                      int64_t num_rows, at::ScalarType stored, float scale, float* out) {
-  TORCH_CHECK(head_dim % kLanes == 0 && num_rows >= 1 && has_decode_attention(stored), "decode_attention's contract");
-  thread_local std::vector<float> score;
-  score.resize(static_cast<size_t>(group_size * num_rows));
-  if (stored == at::kFloat) {
-    attend_float32(q, group_size, head_dim, static_cast<const float*>(keys), static_cast<const float*>(values),
-                   num_rows, scale, score.data(), out);
-  } else {
-    attend_bfloat16(q, group_size, head_dim, static_cast<const uint16_t*>(keys), static_cast<const uint16_t*>(values),
-                    num_rows, scale, score.data(), out);
+void decode_attention(const std::vector<DecodeHead>& heads, int64_t group_size, int64_t head_dim,
+                      c10::ScalarType stored, float scale) {
+  const AttendFunction attend_part = attend_function(stored);
+  TORCH_CHECK(attend_part != nullptr && head_dim % kLanes == 0, "decode_attention's contract");
+  std::vector<Task> tasks;
+  std::vector<size_t> first_task;
+  for (size_t h = 0; h < heads.size(); ++h) {
+    TORCH_CHECK(heads[h].num_rows >= 1, "a query sees its own key");
+    first_task.push_back(tasks.size());
+    for (int64_t n = 0; n < heads[h].num_rows; n += kPartRows) {
+      tasks.push_back({h, n, std::min(n + kPartRows, heads[h].num_rows)});
+    }
+  }
+  first_task.push_back(tasks.size());
+
+  const auto part_floats = static_cast<size_t>(group_size * (head_dim + 2));
+  std::vector<float> scratch(tasks.size() * part_floats);
+  const auto part = [&](size_t task) {
+    float* out = scratch.data() + task * part_floats;
+    return Part{out, out + group_size * head_dim, out + group_size * (head_dim + 1)};
+  };
+  run_tasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+    const Task& task = tasks[static_cast<size_t>(i)];
+    attend_part(heads[task.head], group_size, head_dim, scale, task.first, task.last, part(static_cast<size_t>(i)));
+  });
+
+  for (size_t h = 0; h < heads.size(); ++h) {
+    for (int64_t r = 0; r < group_size; ++r) {
+      float largest = -std::numeric_limits<float>::infinity();
+      for (size_t task = first_task[h]; task < first_task[h + 1]; ++task) {
+        largest = std::max(largest, part(task).largest[r]);
+      }
+      float sum = 0.0F;
+      float* out = heads[h].out + r * head_dim;
+      std::fill(out, out + head_dim, 0.0F);
+      for (size_t task = first_task[h]; task < first_task[h + 1]; ++task) {
+        const float weight = std::exp(part(task).largest[r] - largest);
+        sum += weight * part(task).sum[r];
+        for (int64_t j = 0; j < head_dim; ++j) out[j] += weight * part(task).out[r * head_dim + j];
+      }
+      for (int64_t j = 0; j < head_dim; ++j) out[j] /= sum;
+    }
   }
 }
 

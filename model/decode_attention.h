@@ -1,22 +1,34 @@
-// Attention of one new token over the stored rows of one KV head, on the CPU: the inner loop of decoding.
+// Attention of one new token of each of many sequences over the stored rows of their KV heads, on the CPU: the inner loop
+// of decoding.
 //
 // It reads every key and value once and does little arithmetic with them, so its limit is memory bandwidth; the group's
-// query heads share each row that is read.  Rows may be stored in fewer bits than they are computed with.
+// query heads share each row that is read, and quantised rows are widened in registers.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <c10/core/ScalarType.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace dms {
 
-// Whether rows of this dtype can be attended to by decode_attention().
-bool has_decode_attention(at::ScalarType stored);
+// Whether rows of this dtype can be attended to by decode_attention(): float32, bfloat16, int8 and float8_e4m3fn.
+bool has_decode_attention(c10::ScalarType stored);
 
-// q [R, d] and out [R, d]: the group's query heads, contiguous float32.  keys, values: `num_rows` >= 1 contiguous rows, d % 8 == 0,
-// of d elements of type `stored` (float32 or bfloat16).  out = softmax(scale q K^T) V in float32, rows in order, so that
-// the result depends on nothing but the rows and their order.  Thread-safe.
-void decode_attention(const float* q, int64_t group_size, int64_t head_dim, const void* keys, const void* values,
-                      int64_t num_rows, at::ScalarType stored, float scale, float* out);
+// One KV head of one sequence.  Contiguous rows of d elements; d is a multiple of 8.
+struct DecodeHead {
+  const float* q;    // [R, d], the group's query heads
+  const void* keys;  // [num_rows, d]
+  const void* values;
+  const float* key_scales = nullptr;  // [num_rows]; what a row is to be multiplied with; null: 1
+  const float* value_scales = nullptr;
+  int64_t num_rows = 0;  // at least 1
+  float* out;            // [R, d]
+};
+
+// out = softmax(scale q K^T) V of every head, in float32.  Rows are taken in order, in parts of a fixed length that
+// threads share: the result depends on nothing but a head's own rows and their order.
+void decode_attention(const std::vector<DecodeHead>& heads, int64_t group_size, int64_t head_dim,
+                      c10::ScalarType stored, float scale);
 
 }  // namespace dms

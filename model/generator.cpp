@@ -6,6 +6,7 @@
 
 #include "model/block.h"
 #include "model/decoder.h"
+#include "model/linear.h"
 #include "recipes/user_error.h"
 
 namespace dms {
@@ -89,8 +90,8 @@ class Generator::Batch {
 
  private:
   int64_t dense_bytes(int64_t num_tokens) const {
-    return architecture_.num_layers * architecture_.num_kv_heads * num_tokens * 2 * architecture_.head_dim *
-           static_cast<int64_t>(c10::elementSize(options_.stored_dtype));
+    return architecture_.num_layers * architecture_.num_kv_heads * num_tokens * 2 *
+           stored_row_bytes(architecture_.head_dim, options_.stored_dtype);
   }
 
   int64_t allocated_bytes() const {
@@ -100,7 +101,7 @@ class Generator::Batch {
   }
 
   at::Tensor logits(const at::Tensor& x_BD) const {
-    return at::linear(rms_norm(x_BD, final_norm_D_, architecture_.rms_norm_eps), head_VD_);
+    return few_rows_linear(rms_norm(x_BD, final_norm_D_, architecture_.rms_norm_eps), head_VD_, {});
   }
 
   void admit(const TokenListener& on_token) {

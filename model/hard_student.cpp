@@ -99,12 +99,12 @@ at::Tensor hard_student_step(WeightSource& source, const EvictionPolicy& policy,
     const LayerWeights weights = source.layer(layer);
     const at::Tensor normed_BD = rms_norm(x, weights.input_norm, a.rms_norm_eps);
     const AdapterReading reading = policy.read(layer, x, normed_BD, positions.front());
-    const AttentionInputs in = attention_inputs(a, weights, normed_BD, step_rope, reading.query);
+    const AttentionInputs in = attention_inputs(a, weights, normed_BD, step_rope, reading.query, few_rows_linear);
     const auto sequence_major = [](const at::Tensor& x_1NBd) { return x_1NBd.squeeze(0).transpose(0, 1); };
     const at::Tensor attention_BHd =
         CompactCache::attend_each(caches, layer, sequence_major(in.q_BHTd), sequence_major(in.k_BGTd),
                                   sequence_major(in.v_BGTd), reading.logit_GT);
-    x = finish_layer(a, weights, x, attention_BHd.transpose(0, 1).unsqueeze(0));
+    x = finish_layer(a, weights, x, attention_BHd.transpose(0, 1).unsqueeze(0), nullptr, few_rows_linear);
   }
   return x;
 }

@@ -1,13 +1,12 @@
 #include "model/kv_cache.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 
-#include "model/decode_attention.h"
+#include "model/parallel_tasks.h"
 
 namespace dms {
 
@@ -23,28 +22,73 @@ bool decodes_on_cpu(const at::Tensor& q, at::ScalarType stored) {
   return q.is_cpu() && q.scalar_type() == at::kFloat && has_decode_attention(stored) && q.size(-1) % 8 == 0;
 }
 
+// The decision about a key before it is known: it stays.
+constexpr float kUndecided = -std::numeric_limits<float>::infinity();
+
 }  // namespace
 
-HeadCache::HeadCache(int64_t head_dim, const at::TensorOptions& options)
-    : keys_cd_(at::empty({0, head_dim}, options)), values_cd_(at::empty({0, head_dim}, options)) {}
-
-void HeadCache::set_capacity(int64_t rows) {
-  for (at::Tensor* storage : {&keys_cd_, &values_cd_}) {
-    at::Tensor resized = at::empty({rows, storage->size(1)}, storage->options());
-    const int64_t kept = std::min(num_live_, rows);
-    resized.slice(0, 0, kept).copy_(storage->slice(0, 0, kept));
-    *storage = resized;
+HeadCache::HeadCache(int64_t head_dim, const at::TensorOptions& options) {
+  const bool quantised = is_quantised(c10::typeMetaToScalarType(options.dtype()));
+  for (Storage* storage : {&keys_, &values_}) {
+    storage->rows_cd = at::empty({0, head_dim}, options);
+    if (quantised) storage->scales_c = at::empty({0}, options.dtype(at::kFloat));
   }
 }
 
-void HeadCache::append(const at::Tensor& keys_nd, const at::Tensor& values_nd, int64_t first_position) {
-  const int64_t count = keys_nd.size(0);
-  if (num_live_ + count > keys_cd_.size(0)) set_capacity(grown_capacity(num_live_ + count));
-  keys_cd_.slice(0, num_live_, num_live_ + count).copy_(keys_nd);
-  values_cd_.slice(0, num_live_, num_live_ + count).copy_(values_nd);
+StoredRows HeadCache::live(const Storage& storage) const {
+  return {storage.rows_cd.slice(0, 0, num_live()),
+          storage.scales_c.defined() ? storage.scales_c.slice(0, 0, num_live()) : at::Tensor()};
+}
+
+void HeadCache::set_capacity(int64_t rows) {
+  const int64_t kept = num_live();
+  TORCH_CHECK(rows >= kept, "no room for what is live");
+  for (Storage* storage : {&keys_, &values_}) {
+    for (at::Tensor* part : {&storage->rows_cd, &storage->scales_c}) {
+      if (!part->defined()) continue;
+      std::vector<int64_t> shape = part->sizes().vec();
+      shape[0] = rows;
+      const at::Tensor resized = at::empty(shape, part->options());
+      resized.slice(0, 0, kept).copy_(part->slice(0, 0, kept));
+      *part = resized;
+    }
+  }
+  const auto exactly = [rows](auto& values) {
+    auto resized = std::remove_reference_t<decltype(values)>();
+    resized.reserve(static_cast<size_t>(rows));
+    resized.assign(values.begin(), values.end());
+    values = std::move(resized);
+  };
+  exactly(positions_);
+  exactly(decisions_);
+}
+
+void HeadCache::append(const StoredRows& keys_nd, const StoredRows& values_nd, int64_t first_position) {
+  const int64_t count = keys_nd.rows.size(0), first = num_live();
+  if (first + count > capacity()) set_capacity(grown_capacity(first + count));
+  const auto write = [&](const Storage& to, const StoredRows& from) {
+    to.rows_cd.slice(0, first, first + count).copy_(from.rows);
+    if (from.scales.defined()) to.scales_c.slice(0, first, first + count).copy_(from.scales);
+  };
+  write(keys_, keys_nd);
+  write(values_, values_nd);
   for (int64_t i = 0; i < count; ++i) positions_.push_back(static_cast<int32_t>(first_position + i));
-  evicted_.resize(positions_.size(), 0);
-  num_live_ += count;
+  decisions_.resize(positions_.size(), kUndecided);
+}
+
+void HeadCache::append_row(const StoredRows& keys_Nd, const StoredRows& values_Nd, int64_t index, int64_t position) {
+  const int64_t row = num_live();
+  if (row == capacity()) set_capacity(grown_capacity(row + 1));
+  const auto write = [&](const Storage& to, const StoredRows& from) {
+    const auto bytes = static_cast<size_t>(to.rows_cd.size(1) * to.rows_cd.element_size());
+    std::memcpy(static_cast<std::byte*>(to.rows_cd.data_ptr()) + static_cast<size_t>(row) * bytes,
+                static_cast<const std::byte*>(from.rows.const_data_ptr()) + static_cast<size_t>(index) * bytes, bytes);
+    if (from.scales.defined()) to.scales_c.data_ptr<float>()[row] = from.scales.const_data_ptr<float>()[index];
+  };
+  write(keys_, keys_Nd);
+  write(values_, values_Nd);
+  positions_.push_back(static_cast<int32_t>(position));
+  decisions_.push_back(kUndecided);
 }
 
 int64_t HeadCache::find_row(int64_t position) const {
@@ -53,36 +97,48 @@ int64_t HeadCache::find_row(int64_t position) const {
   return found == positions_.rend() ? -1 : std::distance(found, positions_.rend()) - 1;
 }
 
-void HeadCache::decide(int64_t position, bool evict) {
+void HeadCache::decide(int64_t position, float logit) {
   const int64_t row = find_row(position);
   TORCH_CHECK(row >= 0, "a decision about a key that is not in the cache");
-  evicted_[static_cast<size_t>(row)] = evict ? 1 : 0;
+  decisions_[static_cast<size_t>(row)] = logit;
+}
+
+void HeadCache::copy_rows(const std::vector<int64_t>& from, const std::vector<int64_t>& to) {
+  for (const Storage* storage : {&keys_, &values_}) {
+    for (const at::Tensor* part : {&storage->rows_cd, &storage->scales_c}) {
+      if (!part->defined() || part->size(0) == 0) continue;
+      const auto row_bytes = static_cast<size_t>(part->nbytes()) / static_cast<size_t>(part->size(0));
+      if (part->is_cpu()) {
+        auto* bytes = static_cast<std::byte*>(part->data_ptr());
+        for (size_t i = 0; i < from.size(); ++i) {
+          std::memcpy(bytes + static_cast<size_t>(to[i]) * row_bytes, bytes + static_cast<size_t>(from[i]) * row_bytes,
+                      row_bytes);
+        }
+      } else {
+        // As bytes: not every format has index operators.
+        const at::Tensor bytes = part->view({part->size(0), -1}).view(at::kByte);
+        const auto index = [&](const std::vector<int64_t>& rows) {
+          return at::tensor(rows, at::kLong).to(part->device());
+        };
+        bytes.index_copy_(0, index(to), bytes.index_select(0, index(from)));
+      }
+    }
+  }
+  for (size_t i = 0; i < from.size(); ++i) {
+    positions_[static_cast<size_t>(to[i])] = positions_[static_cast<size_t>(from[i])];
+    decisions_[static_cast<size_t>(to[i])] = decisions_[static_cast<size_t>(from[i])];
+  }
 }
 
 void HeadCache::remove_row(int64_t row) {
-  const int64_t last = --num_live_;
-  if (row != last) {
-    for (at::Tensor* storage : {&keys_cd_, &values_cd_}) {
-      if (storage->is_cpu()) {
-        auto* bytes = static_cast<std::byte*>(storage->data_ptr());
-        const auto row_bytes = static_cast<int64_t>(storage->element_size()) * storage->size(1);
-        std::memcpy(bytes + row * row_bytes, bytes + last * row_bytes, static_cast<size_t>(row_bytes));
-      } else {
-        storage->select(0, row).copy_(storage->select(0, last));
-      }
-    }
-    positions_[static_cast<size_t>(row)] = positions_.back();
-    evicted_[static_cast<size_t>(row)] = evicted_.back();
-  }
+  const int64_t last = num_live() - 1;
+  if (row != last) copy_rows({last}, {row});
   positions_.pop_back();
-  evicted_.pop_back();
+  decisions_.pop_back();
 }
 
 void HeadCache::give_back_unused() {
-  if (keys_cd_.size(0) <= grown_capacity(num_live_) + num_live_ / 16) return;
-  set_capacity(grown_capacity(num_live_));
-  positions_.shrink_to_fit();
-  evicted_.shrink_to_fit();
+  if (capacity() > grown_capacity(num_live()) + num_live() / 16) set_capacity(grown_capacity(num_live()));
 }
 
 void HeadCache::drop_expired_with(int64_t newest_position, int64_t window, int64_t shift) {
@@ -90,59 +146,87 @@ void HeadCache::drop_expired_with(int64_t newest_position, int64_t window, int64
   const int64_t position = newest_position - std::max(window + 1, shift);
   if (position < 0) return;
   const int64_t row = find_row(position);
-  if (row >= 0 && evicted_[static_cast<size_t>(row)] != 0) remove_row(row);
+  if (row >= 0 && decisions_[static_cast<size_t>(row)] > 0.0F) remove_row(row);
   give_back_unused();
 }
 
 void HeadCache::drop_expired(int64_t newest_position, int64_t window) {
   std::vector<int64_t> kept;
-  for (int64_t i = 0; i < num_live_; ++i) {
-    const size_t row = static_cast<size_t>(i);
-    if (evicted_[row] == 0 || newest_position - positions_[row] <= window) kept.push_back(i);
+  for (int64_t i = 0; i < num_live(); ++i) {
+    const auto row = static_cast<size_t>(i);
+    if (decisions_[row] <= 0.0F || newest_position - positions_[row] <= window) kept.push_back(i);
   }
-  const auto num_kept = static_cast<int64_t>(kept.size());
-  if (num_kept == num_live_) return;
+  keep_only(kept);
+  give_back_unused();
+}
 
+int64_t HeadCache::drop_above(float threshold, int64_t num_at, int64_t newest_position, int64_t window,
+                              int64_t num_new) {
+  std::vector<int64_t> kept;
+  int64_t dropped_at = 0;
+  for (int64_t i = 0; i < num_live(); ++i) {
+    const auto row = static_cast<size_t>(i);
+    if (newest_position - positions_[row] > window) {
+      if (decisions_[row] > threshold) continue;
+      if (decisions_[row] == threshold && dropped_at < num_at) {
+        ++dropped_at;
+        continue;
+      }
+    }
+    kept.push_back(i);
+  }
+  keep_only(kept);
+  const int64_t wanted = grown_capacity(num_live() + num_new);
+  if (capacity() > wanted) set_capacity(wanted);
+  return dropped_at;
+}
+
+void HeadCache::keep_only(const std::vector<int64_t>& rows) {
+  const auto num_kept = std::ssize(rows);
+  if (num_kept == num_live()) return;
   // Fill the holes before `num_kept` with the live rows behind it: the fewest copies.
-  std::vector<int64_t> holes, movers;
+  std::vector<int64_t> holes;
   size_t next_kept = 0;
   for (int64_t i = 0; i < num_kept; ++i) {
-    if (next_kept < kept.size() && kept[next_kept] == i) {
+    if (next_kept < rows.size() && rows[next_kept] == i) {
       ++next_kept;
     } else {
       holes.push_back(i);
     }
   }
-  movers.assign(kept.end() - static_cast<std::ptrdiff_t>(holes.size()), kept.end());
-  if (!holes.empty()) {
-    const at::Tensor from = at::tensor(movers, at::kLong).to(keys_cd_.device());
-    const at::Tensor to = at::tensor(holes, at::kLong).to(keys_cd_.device());
-    for (at::Tensor* storage : {&keys_cd_, &values_cd_}) storage->index_copy_(0, to, storage->index_select(0, from));
-    for (size_t i = 0; i < holes.size(); ++i) {
-      positions_[static_cast<size_t>(holes[i])] = positions_[static_cast<size_t>(movers[i])];
-      evicted_[static_cast<size_t>(holes[i])] = evicted_[static_cast<size_t>(movers[i])];
-    }
-  }
-  num_live_ = num_kept;
+  if (!holes.empty()) copy_rows({rows.end() - std::ssize(holes), rows.end()}, holes);
   positions_.resize(static_cast<size_t>(num_kept));
-  evicted_.resize(static_cast<size_t>(num_kept));
-  give_back_unused();
+  decisions_.resize(static_cast<size_t>(num_kept));
 }
 
 HeadCache HeadCache::clone() const {
   HeadCache copy = *this;
-  copy.keys_cd_ = keys_cd_.clone();
-  copy.values_cd_ = values_cd_.clone();
+  copy.set_capacity(capacity());
   return copy;
 }
 
-int64_t HeadCache::allocated_bytes() const {
-  return static_cast<int64_t>(keys_cd_.storage().nbytes() + values_cd_.storage().nbytes() +
-                              positions_.capacity() * sizeof(int32_t) + evicted_.capacity());
+int64_t HeadCache::row_bytes() const {
+  return 2 * stored_row_bytes(keys_.rows_cd.size(1), keys_.rows_cd.scalar_type()) +
+         static_cast<int64_t>(sizeof(int32_t) + sizeof(float));
+}
+
+int64_t HeadCache::bytes_after_append(int64_t num_new) const {
+  const int64_t rows = num_live() + num_new;
+  return (rows > capacity() ? grown_capacity(rows) : capacity()) * row_bytes();
 }
 
 int64_t HeadCache::live_bytes() const {
-  return num_live_ * keys_cd_.size(1) * 2 * static_cast<int64_t>(keys_cd_.element_size());
+  return num_live() * 2 * stored_row_bytes(keys_.rows_cd.size(1), keys_.rows_cd.scalar_type());
+}
+
+void HeadCache::point_to_rows(DecodeHead& head) const {
+  head.keys = keys_.rows_cd.const_data_ptr();
+  head.values = values_.rows_cd.const_data_ptr();
+  if (keys_.scales_c.defined()) {
+    head.key_scales = keys_.scales_c.const_data_ptr<float>();
+    head.value_scales = values_.scales_c.const_data_ptr<float>();
+  }
+  head.num_rows = num_live();
 }
 
 CompactCache::CompactCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int64_t window, int64_t shift,
@@ -179,16 +263,17 @@ at::Tensor CompactCache::attend(int64_t layer, const at::Tensor& q_BHnd, const a
   const int64_t group = q_BHnd.size(1) / num_kv_heads_;
   const int64_t first = num_tokens_[static_cast<size_t>(layer)];
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
-  const at::Tensor evict_Gn = (logit_Gn > 0).to(at::kCPU, at::kByte).contiguous();
-  const uint8_t* evict = evict_Gn.data_ptr<uint8_t>();
+  const at::Tensor decision_Gn = logit_Gn.to(at::kCPU, at::kFloat).contiguous();
+  const float* decision = decision_Gn.data_ptr<float>();
 
   std::vector<at::Tensor> outs;
   for (int64_t g = 0; g < num_kv_heads_; ++g) {
     HeadCache& cache = head(layer, g);
-    cache.append(k_BGnd.select(1, g).squeeze(0), v_BGnd.select(1, g).squeeze(0), first);
+    cache.append(to_stored(k_BGnd.select(1, g).squeeze(0), stored_dtype_),
+                 to_stored(v_BGnd.select(1, g).squeeze(0), stored_dtype_), first);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t key = first + i - shift_;  // the key that new token i decides about
-      if (key >= 0) cache.decide(key, evict[g * count + i] != 0);
+      if (key >= 0) cache.decide(key, decision[g * count + i]);
     }
 
     // Additive mask over stored rows: the future, and evicted keys beyond the window.  Old survivors need none.
@@ -198,7 +283,7 @@ at::Tensor CompactCache::attend(int64_t layer, const at::Tensor& q_BHnd, const a
     num_keys_read_ += count * rows;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t position = cache.positions()[static_cast<size_t>(r)];
-      const bool evicted = cache.evicted()[static_cast<size_t>(r)] != 0;
+      const bool evicted = cache.decisions()[static_cast<size_t>(r)] > 0.0F;
       if (position <= first && !evicted) continue;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t distance = first + i - position;
@@ -209,8 +294,8 @@ at::Tensor CompactCache::attend(int64_t layer, const at::Tensor& q_BHnd, const a
     }
     const at::Tensor q_1Rnd = q_BHnd.slice(1, g * group, (g + 1) * group);
     outs.push_back(at::scaled_dot_product_attention(
-        q_1Rnd, cache.keys().to(q_BHnd.scalar_type()).unsqueeze(0).unsqueeze(0).expand({1, group, rows, head_dim}),
-        cache.values().to(q_BHnd.scalar_type()).unsqueeze(0).unsqueeze(0).expand({1, group, rows, head_dim}),
+        q_1Rnd, cache.keys(q_BHnd.scalar_type()).unsqueeze(0).unsqueeze(0).expand({1, group, rows, head_dim}),
+        cache.values(q_BHnd.scalar_type()).unsqueeze(0).unsqueeze(0).expand({1, group, rows, head_dim}),
         mask_nr.to(q_BHnd.options()).unsqueeze(0).unsqueeze(0), 0.0, false, scale));
     cache.drop_expired(first + count - 1, window_);
   }
@@ -233,41 +318,63 @@ at::Tensor CompactCache::attend_each(const std::vector<CompactCache*>& caches, i
     return at::cat(outs);
   }
   const int64_t group = q_BHd.size(1) / num_kv_heads;
+  const at::ScalarType stored = caches.front()->stored_dtype_;
   const at::Tensor q = q_BHd.contiguous();
-  at::Tensor out_BHd = at::empty_like(q);
-  const at::Tensor evict_GB = (logit_GB > 0).to(at::kByte).contiguous();
-  const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
-  const auto* evict = evict_GB.data_ptr<uint8_t>();
-  const auto* queries = q.data_ptr<float>();
-  auto* outs = out_BHd.data_ptr<float>();
-  std::vector<int64_t> keys_read(static_cast<size_t>(batch * num_kv_heads));
-  at::parallel_for(0, batch * num_kv_heads, 1, [&](int64_t begin, int64_t end) {
-    const at::NoGradGuard worker_no_grad;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / num_kv_heads, g = i % num_kv_heads;
-      CompactCache& sequence = *caches[static_cast<size_t>(b)];
+  const at::Tensor out_BHd = at::empty_like(q);
+  const at::Tensor decision_GB = logit_GB.to(at::kFloat).contiguous();
+  const float* decision = decision_GB.data_ptr<float>();
+  // Rows b * G + g.
+  const auto rows_of = [&](const at::Tensor& x_BGd) { return to_stored(x_BGd.contiguous(), stored); };
+  const StoredRows new_keys = rows_of(k_BGd), new_values = rows_of(v_BGd);
+  std::vector<DecodeHead> heads(static_cast<size_t>(batch * num_kv_heads));
+  run_tasks(batch, [&](int64_t b) {
+    CompactCache& sequence = *caches[static_cast<size_t>(b)];
+    const int64_t position = sequence.num_tokens(layer), decided = position - sequence.shift_;
+    for (int64_t g = 0; g < num_kv_heads; ++g) {
       HeadCache& cache = sequence.head(layer, g);
-      const int64_t position = sequence.num_tokens(layer);
-      const int64_t decided = position - sequence.shift_;
-      if (decided >= 0 && sequence.shift_ > 0) cache.decide(decided, evict[g * batch + b] != 0);
+      const float logit = decision[g * batch + b];
+      if (decided >= 0 && sequence.shift_ > 0) cache.decide(decided, logit);
       // The key that this query no longer sees goes first: the new one takes its slot.
       cache.drop_expired_with(position, sequence.window_, sequence.shift_);
-      cache.append(k_BGd[b].slice(0, g, g + 1), v_BGd[b].slice(0, g, g + 1), position);
-      if (sequence.shift_ == 0) cache.decide(position, evict[g * batch + b] != 0);
-      keys_read[static_cast<size_t>(i)] = cache.num_live();
+      cache.append_row(new_keys, new_values, b * num_kv_heads + g, position);
+      if (sequence.shift_ == 0) cache.decide(position, logit);
       const int64_t offset = (b * num_kv_heads + g) * group * head_dim;
-      decode_attention(queries + offset, group, head_dim, cache.keys().data_ptr(), cache.values().data_ptr(),
-                       cache.num_live(), sequence.stored_dtype_, scale, outs + offset);
+      DecodeHead& head = heads[static_cast<size_t>(b * num_kv_heads + g)];
+      head.q = q.const_data_ptr<float>() + offset;
+      head.out = out_BHd.data_ptr<float>() + offset;
+      cache.point_to_rows(head);
+      sequence.num_keys_read_ += head.num_rows;
     }
-  });
-  for (int64_t b = 0; b < batch; ++b) {
-    CompactCache& sequence = *caches[static_cast<size_t>(b)];
     ++sequence.num_tokens_[static_cast<size_t>(layer)];
-    for (int64_t g = 0; g < num_kv_heads; ++g) {
-      sequence.num_keys_read_ += keys_read[static_cast<size_t>(b * num_kv_heads + g)];
-    }
-  }
+  });
+  decode_attention(heads, group, head_dim, stored, static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim))));
   return out_BHd;
+}
+
+bool CompactCache::make_room(int64_t num_new, int64_t max_bytes) {
+  while (true) {
+    int64_t bytes = 0;
+    std::vector<float> candidates;
+    for (const HeadCache& cache : heads_) bytes += cache.bytes_after_append(num_new);
+    if (bytes <= max_bytes) return true;
+    const int64_t newest = num_tokens_.front() - 1;       // every layer is at the same token between two calls
+    const int64_t untouched = std::max(window_, shift_);  // a decision that is still to come needs its key
+    for (const HeadCache& cache : heads_) {
+      for (size_t i = 0; i < cache.positions().size(); ++i) {
+        if (newest - cache.positions()[i] > untouched) candidates.push_back(cache.decisions()[i]);
+      }
+    }
+    if (candidates.empty()) return false;
+    // A little more than what is missing, so that the next tokens find room without another look at every key.
+    const int64_t row_bytes = heads_.front().row_bytes();
+    const int64_t wanted = (bytes - max_bytes + row_bytes - 1) / row_bytes + max_bytes / row_bytes / 64;
+    const int64_t count = std::min<int64_t>(wanted, std::ssize(candidates));
+    const auto last = candidates.begin() + (count - 1);
+    std::nth_element(candidates.begin(), last, candidates.end(), std::greater<>());
+    const float threshold = *last;
+    int64_t num_at = std::count(candidates.begin(), last + 1, threshold);
+    for (HeadCache& cache : heads_) num_at -= cache.drop_above(threshold, num_at, newest, untouched, num_new);
+  }
 }
 
 int64_t CompactCache::allocated_bytes() const {

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "data/staged_file.h"
+#include "model/kv_format.h"
 #include "recipes/option_value.h"
 #include "recipes/user_error.h"
 #include "tools/commands.h"
@@ -153,6 +154,9 @@ void add_eval_tasks(CLI::App& program) {
       ->type_name("BYTES");
   command->add_option("--dtype", task.dtype, "auto, float32 or bfloat16")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
+      ->capture_default_str();
+  command->add_option("--kv-dtype", task.kv_dtype, "What keys and values are stored in")
+      ->check(CLI::IsMember(kv_dtype_names()))
       ->capture_default_str();
   command->add_option("--device", task.device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))

@@ -15,6 +15,7 @@
 #include "data/streamed_text.h"
 #include "model/device_weights.h"
 #include "model/generator.h"
+#include "model/kv_format.h"
 #include "recipes/option_value.h"
 #include "recipes/strict_json.h"
 #include "recipes/user_error.h"
@@ -168,7 +169,7 @@ void run_generate(const GenerateFlags& flags) {
   options.stop_tokens = config.stop_tokens;
   options.max_batch = flags.max_batch;
   if (*budget >= 0) options.kv_budget_bytes = *budget;
-  options.stored_dtype = flags.kv_dtype == "auto" ? source->dtype() : dtype_named(flags.kv_dtype, device);
+  options.stored_dtype = kv_dtype_named(flags.kv_dtype, source->dtype());
   options.max_positions = longest + flags.max_new_tokens;
 
   const bool streams = requests.size() == 1;
@@ -268,7 +269,7 @@ void add_generate(CLI::App& program) {
       ->capture_default_str()
       ->type_name("BYTES");
   command->add_option("--kv-dtype", flags->kv_dtype, "What keys and values are stored in")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
+      ->check(CLI::IsMember(kv_dtype_names()))
       ->capture_default_str();
   command->add_option("--dtype", flags->dtype, "What is computed in")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))

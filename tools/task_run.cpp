@@ -16,6 +16,7 @@
 #include "data/tokenizer.h"
 #include "model/device_weights.h"
 #include "model/generator.h"
+#include "model/kv_format.h"
 #include "recipes/user_error.h"
 #include "tools/number_text.h"
 #include "tools/stop_signal.h"
@@ -118,7 +119,7 @@ class Asking {
     options.stop_tokens = stop_tokens_;
     options.max_batch = run_.max_batch;
     if (run_.kv_budget_bytes >= 0) options.kv_budget_bytes = run_.kv_budget_bytes;
-    options.stored_dtype = source->dtype();
+    options.stored_dtype = kv_dtype_named(run_.kv_dtype, source->dtype());
     for (const GenerationRequest& request : requests_) {
       options.max_positions = std::max(options.max_positions, std::ssize(request.prompt) + max_new_tokens_);
     }
@@ -156,8 +157,9 @@ class Asking {
     conditions.top_k = sampling_.top_k;
     conditions.seed = sampling_.seed;
     conditions.dtype = source.dtype() == at::kBFloat16 ? "bfloat16" : "float32";
-    conditions.bytes_per_key =
-        2 * source.architecture().head_dim * static_cast<int64_t>(c10::elementSize(source.dtype()));
+    const at::ScalarType stored = kv_dtype_named(run_.kv_dtype, source.dtype());
+    if (stored != source.dtype()) conditions.dtype += ", keys and values " + run_.kv_dtype;
+    conditions.bytes_per_key = 2 * stored_row_bytes(source.architecture().head_dim, stored);
     return conditions;
   }
 

@@ -26,7 +26,7 @@ struct TaskRun {
   uint64_t seed = 0;
   std::optional<bool> chat;  // unset: when the model has a template
   ChatOptions chat_options;
-  std::string dtype = "auto", device = "auto";
+  std::string dtype = "auto", kv_dtype = "auto", device = "auto";
   int64_t kv_budget_bytes = -1;  // negative: unlimited
 };
 

@@ -113,8 +113,8 @@ TEST(CompactCache, HoldsTheNewestTheSurvivorsAndTheUndecidedAfterEveryToken) {
           const auto row = [&](const std::vector<at::Tensor>& x) {
             return x[static_cast<size_t>(layer)][0][g].index_select(0, index_n);
           };
-          ASSERT_TRUE(is_bit_equal(head.keys(), row(s.k)));
-          ASSERT_TRUE(is_bit_equal(head.values(), row(s.v)));
+          ASSERT_TRUE(is_bit_equal(head.keys(at::kDouble), row(s.k)));
+          ASSERT_TRUE(is_bit_equal(head.values(at::kDouble), row(s.v)));
         }
       }
     }
@@ -148,8 +148,8 @@ TEST(CompactCache, ReusesTheSlotsOfExpiredKeys) {
     largest = std::max(largest, cache.allocated_bytes());
   }
   EXPECT_EQ(cache.num_live_keys(), kLayers * kKvHeads * 5);
-  // One page of 8 rows a head: two tensors of 8 doubles a row, a position and a flag.
-  EXPECT_LE(largest, kLayers * kKvHeads * 8 * (2 * kHeadDim * 8 + 5));
+  // One page of 8 rows a head: two tensors of 8 doubles a row, a position and a decision.
+  EXPECT_LE(largest, kLayers * kKvHeads * 8 * (2 * kHeadDim * 8 + 8));
 }
 
 TEST(CompactCache, AllocatesAtMost15PercentMoreThanItsLiveKeysNeed) {
@@ -176,19 +176,92 @@ TEST(CompactCache, AllocatesAtMost15PercentMoreThanItsLiveKeysNeed) {
   EXPECT_GE(cache.allocated_bytes(), cache.live_bytes());
   int64_t storage = 0;
   for (int64_t g = 0; g < 9; ++g) {
-    storage += static_cast<int64_t>(std::as_const(cache).head(0, g).keys().storage().nbytes() +
-                                    std::as_const(cache).head(0, g).values().storage().nbytes());
+    storage += static_cast<int64_t>(std::as_const(cache).head(0, g).keys(at::kFloat).storage().nbytes() +
+                                    std::as_const(cache).head(0, g).values(at::kFloat).storage().nbytes());
   }
   EXPECT_GE(cache.allocated_bytes(), storage) << "reports less than it holds";
 }
 
+// Rows in fewer bits: what attention sees is exactly the stored rows, token by token and in chunks.
+TEST(CompactCache, InFewerBitsIsAttentionOverTheRowsAsStored) {
+  const Sequence s(150);
+  for (const at::ScalarType stored : {at::kBFloat16, at::kChar, at::kFloat8_e4m3fn}) {
+    for (int64_t chunk : {1, 40}) {
+      SCOPED_TRACE(::testing::Message() << at::toString(stored) << " chunk " << chunk);
+      Sequence inputs = s;
+      for (size_t layer = 0; layer < kLayers; ++layer) {
+        for (auto* x : {&inputs.q, &inputs.k, &inputs.v, &inputs.logit}) (*x)[layer] = (*x)[layer].to(at::kFloat);
+      }
+      CompactCache cache = make_cache(16, 1, stored);
+      const auto outs = feed_in_chunks(cache, inputs, chunk);
+      for (size_t layer = 0; layer < kLayers; ++layer) {
+        const at::Tensor gone_GT = dense_decisions_GT(s.logit[layer], 1, {0, 150}) > 0;
+        const at::Tensor bias_GT = at::zeros({kKvHeads, 150}, at::kDouble).masked_fill(gone_GT, kGoneBias);
+        const auto as_stored = [&](const at::Tensor& x) {
+          return from_stored(to_stored(x.to(at::kFloat), stored), at::kDouble);
+        };
+        EXPECT_TRUE(is_near(outs[layer],
+                            dense_delayed_eviction_attention(s.q[layer], as_stored(s.k[layer]), as_stored(s.v[layer]),
+                                                             bias_GT.unsqueeze(0), 16, {0, 150}),
+                            3e-6));
+      }
+      const int64_t row_bytes = 2 * stored_row_bytes(kHeadDim, stored);
+      EXPECT_EQ(cache.live_bytes(), cache.num_live_keys() * row_bytes);
+      EXPECT_GE(cache.allocated_bytes(), cache.num_live_keys() * (row_bytes + 8));
+    }
+  }
+}
+
+// The budget is never exceeded, whatever is fed, and the keys that remain beyond the window are those with the lowest
+// eviction logits of all layers and heads.
+TEST(CompactCache, MakeRoomKeepsTheKeysThatTheEvictorWantsMost) {
+  Sequence s(200);
+  for (at::Tensor& logit : s.logit) logit -= 20.0;  // the evictor itself would keep everything
+  constexpr int64_t kBudget = kLayers * kKvHeads * 60 * (2 * kHeadDim * 8 + 8);
+  CompactCache cache = make_cache(16, 1);
+  int64_t seen = 0;
+  for (int64_t chunk : {10, 5, 1, 1, 30, 1, 1, 1, 20, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 20, 1, 1, 1, 20, 1, 1, 1}) {
+    std::vector<std::set<int64_t>> before;
+    for (int64_t i = 0; i < kLayers * kKvHeads; ++i) {
+      const auto& positions = std::as_const(cache).head(i / kKvHeads, i % kKvHeads).positions();
+      before.emplace_back(positions.begin(), positions.end());
+    }
+    ASSERT_TRUE(cache.make_room(chunk, kBudget));
+    double highest_kept = -1e9, lowest_dropped = 1e9;
+    for (int64_t i = 0; i < kLayers * kKvHeads; ++i) {
+      const HeadCache& head = std::as_const(cache).head(i / kKvHeads, i % kKvHeads);
+      const std::set<int64_t> after(head.positions().begin(), head.positions().end());
+      for (int64_t key : before[static_cast<size_t>(i)]) {
+        if (seen - 1 - key <= 16) {
+          ASSERT_TRUE(after.contains(key)) << "a key of the window went";
+          continue;
+        }
+        const double logit = s.logit[static_cast<size_t>(i / kKvHeads)][i % kKvHeads][key + 1].item<double>();
+        if (after.contains(key)) {
+          highest_kept = std::max(highest_kept, logit);
+        } else {
+          lowest_dropped = std::min(lowest_dropped, logit);
+        }
+      }
+    }
+    ASSERT_LE(highest_kept, lowest_dropped + 1e-6);
+    feed(cache, s, seen, seen + chunk);
+    seen += chunk;
+    ASSERT_LE(cache.allocated_bytes(), kBudget);
+  }
+  EXPECT_GT(seen, 2 * 60);
+  EXPECT_GT(cache.num_live_keys(), kLayers * kKvHeads * 60 * 8 / 10) << "throws away much more than it must";
+  EXPECT_FALSE(cache.make_room(1, 1000));
+  EXPECT_EQ(cache.num_live_keys(), kLayers * kKvHeads * 17) << "the window stays";
+}
+
 TEST(HeadCache, RefusesADecisionAboutAKeyThatIsGone) {
   HeadCache cache(4, at::TensorOptions().dtype(at::kFloat));
-  cache.append(at::ones({3, 4}), at::ones({3, 4}), 0);
-  cache.decide(0, true);
+  cache.append({at::ones({3, 4}), {}}, {at::ones({3, 4}), {}}, 0);
+  cache.decide(0, 1.0F);
   cache.drop_expired(2, 1);
   EXPECT_EQ(cache.num_live(), 2);
-  EXPECT_THROW(cache.decide(0, false), c10::Error);
+  EXPECT_THROW(cache.decide(0, -1.0F), c10::Error);
 }
 
 TEST(SinksAndWindow, KeepsExactlyTheFirstFourAndTheNewest) {

@@ -1,7 +1,10 @@
 // `dms generate` and `dms bench decode`: what they print and write hangs together.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "tests/support/child_process.h"
 #include "tests/support/sandbox.h"
@@ -69,6 +72,46 @@ TEST(BenchDecode, FiguresAgreeWithEachOther) {
   EXPECT_LE(dense, 3 * heads * (53 * row_bytes + 53 * 16));
   EXPECT_LE(out.at("rows").at(1).at("kv_bytes"), dense);
   EXPECT_GT(out.at("read_bandwidth_bytes_per_s"), 1e8);
+}
+
+TEST(BenchDecode, TakesListsOfContextsAndBatchesAndDrawsThem) {
+  Sandbox sandbox(valid_files());
+  run_in(sandbox,
+         "bench decode --model model --adapters run --context 40,20 --batch 3,1 --distinct 1 --steps 1 --dtype float32 "
+         "--kv-dtype int8 --json out.json --plot speed.html");
+  const json out = json::parse(sandbox.read("out.json"));
+  EXPECT_EQ(out.at("kv_dtype"), "int8");
+  std::vector<std::vector<int64_t>> rows;
+  for (const json& row : out.at("rows"))
+    rows.push_back({row.at("context"), row.at("evict").get<bool>() ? 1 : 0, row.at("batch")});
+  EXPECT_EQ(rows, (std::vector<std::vector<int64_t>>{
+                      {20, 0, 1}, {20, 0, 3}, {20, 1, 1}, {20, 1, 3}, {40, 0, 1}, {40, 0, 3}, {40, 1, 1}, {40, 1, 3}}));
+  // Nothing evicted, 40 + 3 tokens: an int8 row is its elements and a scale; beside a pair of rows, 8 bytes.
+  const TinyModel m;
+  const int64_t row_bytes = m.num_layers * m.num_kv_heads * (2 * (m.head_dim + 4) + 8);
+  const int64_t bytes = out.at("rows").at(5).at("kv_bytes");
+  EXPECT_GE(bytes, 3 * 43 * row_bytes);
+  EXPECT_LE(bytes, 3 * 51 * row_bytes);
+  const std::string page = sandbox.read("speed.html");
+  EXPECT_NE(page.find("Speed after 20 tokens."), std::string::npos);
+  EXPECT_NE(page.find("Memory after 40 tokens."), std::string::npos);
+  EXPECT_EQ(page.find("{{"), std::string::npos);
+}
+
+TEST(Generate, StoresKeysAndValuesInEveryFormat) {
+  Sandbox sandbox(valid_files());
+  std::map<std::string, int64_t> bytes;
+  for (const std::string format : {"float32", "bfloat16", "int8", "fp8"}) {
+    run_in(sandbox,
+           "generate --model model --prompt one --max-new-tokens 30 --temperature 0 --dtype float32 --kv-dtype " +
+               format + " --json out.json");
+    const json out = json::parse(sandbox.read("out.json"));
+    EXPECT_EQ(out.at("completions").at(0).at("prompt"), "one");
+    bytes[format] = out.at("peak_kv_bytes");
+  }
+  EXPECT_LT(bytes["bfloat16"], bytes["float32"]);
+  EXPECT_LT(bytes["int8"], bytes["bfloat16"]);
+  EXPECT_EQ(bytes["int8"], bytes["fp8"]);
 }
 
 }  // namespace
