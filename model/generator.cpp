@@ -47,10 +47,10 @@ class Generator::Batch {
                                    std::to_string(request.max_new_tokens) + " new ones it is longer than the " +
                                    std::to_string(options_.max_positions) + " positions allowed");
       }
-      if (dense_bytes(length) > options_.kv_budget_bytes) {
+      if (most_bytes(length) > options_.kv_budget_bytes) {
         throw UserError(where,
                         "has " + std::to_string(length) + " tokens, whose cache may take " +
-                            std::to_string(dense_bytes(length)) + " bytes while it is read",
+                            std::to_string(most_bytes(length)) + " bytes while it is read",
                         {"the KV budget is " + std::to_string(options_.kv_budget_bytes) + " bytes"});
       }
       waiting_.push_back({i, request.prompt, length, nullptr});
@@ -66,6 +66,7 @@ class Generator::Batch {
     std::vector<CompactCache*> caches;
     std::vector<int32_t> newest;
     for (const Sequence& sequence : running_) {
+      make_room(*sequence.cache, 1);
       caches.push_back(sequence.cache.get());
       newest.push_back(sequence.tokens.back());
     }
@@ -94,6 +95,23 @@ class Generator::Batch {
            stored_row_bytes(architecture_.head_dim, options_.stored_dtype);
   }
 
+  // What a sequence may take while `num_tokens` are read.
+  int64_t most_bytes(int64_t num_tokens) const {
+    return std::min(dense_bytes(num_tokens), options_.exact_budget_bytes);
+  }
+
+  // Tokens read at a time: what a chunk adds before anything of it can go is a small part of an exact budget.
+  int64_t chunk_tokens() const {
+    return std::clamp<int64_t>(options_.exact_budget_bytes / dense_bytes(1) / 8, 1, kChunkTokens);
+  }
+
+  void make_room(CompactCache& cache, int64_t num_new) const {
+    if (cache.make_room(num_new, options_.exact_budget_bytes)) return;
+    throw UserError("the exact KV budget", "of " + std::to_string(options_.exact_budget_bytes) +
+                                               " bytes does not hold the newest " +
+                                               std::to_string(policy_.window() + 1) + " tokens, which always stay");
+  }
+
   int64_t allocated_bytes() const {
     int64_t bytes = 0;
     for (const Sequence& sequence : running_) bytes += sequence.cache->allocated_bytes();
@@ -107,7 +125,7 @@ class Generator::Batch {
   void admit(const TokenListener& on_token) {
     while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.max_batch) {
       const auto length = static_cast<int64_t>(waiting_.front().tokens.size());
-      if (!running_.empty() && allocated_bytes() + dense_bytes(length) > options_.kv_budget_bytes) break;
+      if (!running_.empty() && allocated_bytes() + most_bytes(length) > options_.kv_budget_bytes) break;
       Sequence sequence = std::move(waiting_.front());
       waiting_.pop_front();
       // Everything but the newest generated token; a fresh prompt is read whole and gives its first token here.
@@ -124,8 +142,10 @@ class Generator::Batch {
     sequence.cache = std::make_unique<CompactCache>(
         make_cache(architecture_, policy_, embedding_VD_.options().dtype(options_.stored_dtype)));
     at::Tensor x_nD;
-    for (int64_t first = 0; first < length; first += kChunkTokens) {
-      const int64_t last = std::min(length, first + kChunkTokens);
+    const int64_t step = chunk_tokens();
+    for (int64_t first = 0; first < length; first += step) {
+      const int64_t last = std::min(length, first + step);
+      make_room(*sequence.cache, last - first);
       const std::vector<int32_t> chunk(sequence.tokens.begin() + first, sequence.tokens.begin() + last);
       x_nD = hard_student_chunk(source_, policy_, *sequence.cache, embed_tokens(source_, chunk), rope_);
     }

@@ -31,6 +31,9 @@ struct GeneratorOptions {
   std::vector<int32_t> stop_tokens;
   int64_t max_batch = 16;
   int64_t kv_budget_bytes = std::numeric_limits<int64_t>::max();
+  // What the keys and values of one sequence never exceed: keys beyond the window go before that, those first which the
+  // evictor would keep least willingly.
+  int64_t exact_budget_bytes = std::numeric_limits<int64_t>::max();
   at::ScalarType stored_dtype = at::kFloat;  // of keys and values
   int64_t max_positions = 0;                 // prompt and generated tokens of one sequence
 };

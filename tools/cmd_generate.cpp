@@ -32,7 +32,7 @@ namespace {
 
 struct GenerateFlags {
   std::string model, adapters, prompts_file, json, dtype = "auto", device = "auto", kv_dtype = "auto",
-                                                   kv_budget = "auto";
+                                                   kv_budget = "auto", exact_budget;
   std::vector<std::string> prompts;
   int64_t max_new_tokens = 256, samples = 1, max_batch = 16, top_k = -1;
   double temperature = -1.0, top_p = -1.0, min_p = 0.0;
@@ -142,6 +142,11 @@ void run_generate(const GenerateFlags& flags) {
   if (prompts.empty()) throw UserError("--prompt", "is missing", {"give --prompt TEXT or --prompts FILE"});
   const std::optional<int64_t> budget = parse_bytes_or_auto(flags.kv_budget);
   if (!budget) throw UserError("--kv-budget", "is '" + flags.kv_budget + "'", {"expected bytes, such as 2GiB"});
+  const std::optional<int64_t> exact_budget =
+      flags.exact_budget.empty() ? std::optional<int64_t>(-1) : parse_bytes_or_auto(flags.exact_budget);
+  if (!exact_budget || (!flags.exact_budget.empty() && *exact_budget < 0)) {
+    throw UserError("--exact-budget", "is '" + flags.exact_budget + "'", {"expected bytes, such as 64MiB"});
+  }
   if (!flags.json.empty()) StagedFile(flags.json);
 
   const auto tokenizer = Tokenizer::load(flags.model);
@@ -169,6 +174,7 @@ void run_generate(const GenerateFlags& flags) {
   options.stop_tokens = config.stop_tokens;
   options.max_batch = flags.max_batch;
   if (*budget >= 0) options.kv_budget_bytes = *budget;
+  if (*exact_budget >= 0) options.exact_budget_bytes = *exact_budget;
   options.stored_dtype = kv_dtype_named(flags.kv_dtype, source->dtype());
   options.max_positions = longest + flags.max_new_tokens;
 
@@ -267,6 +273,11 @@ void add_generate(CLI::App& program) {
       ->type_name("N");
   command->add_option("--kv-budget", flags->kv_budget, "Memory for keys and values, such as 2GiB: admits what fits")
       ->capture_default_str()
+      ->type_name("BYTES");
+  command
+      ->add_option("--exact-budget", flags->exact_budget,
+                   "What one sequence's keys and values never exceed: beyond the window, those go that the evictor "
+                   "wants least")
       ->type_name("BYTES");
   command->add_option("--kv-dtype", flags->kv_dtype, "What keys and values are stored in")
       ->check(CLI::IsMember(kv_dtype_names()))

@@ -82,7 +82,7 @@ class GeneratorTest : public ::testing::Test {
   TinySource source_;
   EvictionOptions eviction_;
   std::unique_ptr<Adapter> adapter_;
-  std::unique_ptr<EvictionPolicy> policy_;
+  std::unique_ptr<EvictionPolicy> policy_, keep_ = keep_everything_policy(2);
   GeneratorOptions options_;
   GenerationProgress last_;
 };
@@ -115,6 +115,30 @@ TEST_F(GeneratorTest, WhatASequenceSaysDependsOnNothingElseInTheBatch) {
   options_.kv_budget_bytes = 45 * 2 * 2 * 2 * 8 * 4;
   EXPECT_EQ(generate(*policy_, batch), together);
   EXPECT_LE(last_.peak_allocated_bytes, options_.kv_budget_bytes * 5 / 4);
+}
+
+TEST_F(GeneratorTest, NeverExceedsAnExactBudget) {
+  const auto batch = requests({3, 60, 120}, 40);
+  const auto free = generate(*policy_, batch);
+  options_.exact_budget_bytes = 4 * 160 * (2 * 8 * 4 + 8);  // of every token: nothing ever has to go
+  options_.exact_budget_bytes *= 2;
+  EXPECT_EQ(generate(*policy_, batch), free);
+
+  options_.exact_budget_bytes = 4 * 32 * (2 * 8 * 4 + 8);  // 32 rows a head
+  int64_t most = 0;
+  for (const std::unique_ptr<EvictionPolicy>* policy : {&policy_, &keep_}) {
+    Generator(*source_, **policy, options_)
+        .run(
+            batch,
+            [&](size_t, int32_t, bool, const CompactCache& cache) {
+              most = std::max(most, cache.allocated_bytes());
+              ASSERT_LE(cache.allocated_bytes(), options_.exact_budget_bytes);
+            },
+            [](const GenerationProgress&) { return true; });
+  }
+  EXPECT_GT(most, options_.exact_budget_bytes * 8 / 10) << "throws away much more than it must";
+  options_.exact_budget_bytes = 4 * 6 * (2 * 8 * 4 + 8);  // the window is 7 tokens
+  EXPECT_THROW(generate(*policy_, batch), UserError);
 }
 
 TEST_F(GeneratorTest, EndsAtAStopToken) {
