@@ -3,6 +3,7 @@
 #include "tools/number_text.h"
 #include "tools/report_assets.h"
 #include "tools/report_commands.h"
+#include "tools/report_inference.h"
 #include "tools/report_sections.h"
 #include "tools/report_template.h"
 #include "tools/report_wording.h"
@@ -46,6 +47,8 @@ std::string report_html(const ReportInput& input) {
                {"tiles", tiles_section(page)},
                {"quality", quality_section(page)},
                {"memory", memory_section(page)},
+               {"throughput", throughput_section(page)},
+               {"tasks", tasks_section(page)},
                {"heads", heads_section(page)},
                {"sample", sample_section(page)},
                {"training_note", training_note(input)},

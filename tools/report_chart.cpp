@@ -244,6 +244,16 @@ std::string draw_series(const ChartSeries& series, const Frame& frame) {
   return "<path class=\"line " + series.style + "\" d=\"" + path + "\"/>\n";
 }
 
+std::string draw_dots(const ChartSeries& series, const Frame& frame) {
+  std::string svg;
+  for (const auto& [x, y] : series.points) {
+    if (!std::isfinite(y)) continue;
+    svg += "<circle class=\"dot " + series.style + "\" cx=\"" + coordinate(frame.px(x)) + "\" cy=\"" +
+           coordinate(frame.py(y)) + "\" r=\"4\"/>\n";
+  }
+  return svg;
+}
+
 // Invisible bands, one a point, that carry the values as tooltips.
 std::string draw_tips(const LineChart& chart, const Frame& frame, size_t max_tips) {
   const auto longest = std::max_element(chart.series.begin(), chart.series.end(),
@@ -316,7 +326,10 @@ Markup draw_line_chart(const LineChart& chart, const ChartSize& size) {
                     escape_html(chart.description) + "\">\n";
   svg += draw_axes(chart, frame);
   // The first series is the one the chart is about: drawn last, on top.
-  for (auto series = chart.series.rbegin(); series != chart.series.rend(); ++series) svg += draw_series(*series, frame);
+  for (auto series = chart.series.rbegin(); series != chart.series.rend(); ++series) {
+    svg += draw_series(*series, frame);
+    if (chart.dots) svg += draw_dots(*series, frame);
+  }
   svg += draw_tips(chart, frame, static_cast<size_t>(size.width) / 7);
   return {svg + "</svg>"};
 }

@@ -51,6 +51,21 @@ struct EvalResult {
   double wall_seconds = kUnknown;  // of everything, download and build included
 };
 
+// One row of `dms bench decode --json`.
+struct DecodeRate {
+  bool evict = false;
+  int64_t context = 0, sequences = 0;
+  double tokens_per_s = 0, kv_bytes = 0, kv_budget_bytes = 0;
+};
+
+// What one results file of `dms eval-tasks` says about answering with a vote of so many samples: costs of a problem.
+struct TaskPoint {
+  std::string task, evictor;  // evictor: none, trained, sinks + window
+  int64_t samples = 0;
+  double accuracy = 0, standard_error = kUnknown;
+  double tokens = 0, kv_read_bytes = 0, peak_kv_bytes = 0;
+};
+
 struct ReportInput {
   std::string run_dir, eval_path;  // as given; eval_path may be empty
   std::string model_name;
@@ -64,6 +79,8 @@ struct ReportInput {
   std::vector<StepMetrics> metrics;
   bool has_eval = false;
   EvalResult eval;
+  std::vector<DecodeRate> decode;
+  std::vector<TaskPoint> tasks;
 };
 
 // `model_name` empty: the base model's name in the newest checkpoint, else the model's directory name.

@@ -90,14 +90,57 @@ class ReportPage(unittest.TestCase):
                                         "lr", "tokens_per_s", "mfu", "seconds"], 0.5)
                 file.write(json.dumps({"step": step, **record, "target_cr": 4, "peak_memory_bytes": 1 << 30}) + "\n")
 
-    def report(self, evaluation=None, name="Tiny"):
+    def report(self, evaluation=None, name="Tiny", inference=False):
         command = [DMS, "report", "--run", self.run_dir, "--out", self.dir / "report.html", "--name", name]
+        if inference:
+            command += ["--decode", *self.decode_files(), "--tasks", *self.task_files()]
         if evaluation is not None:
             (self.dir / "eval.json").write_text(json.dumps(evaluation))
             command += ["--summary", self.dir / "eval.json"]
         subprocess.run(command, check=True, capture_output=True)
         self.text = (self.dir / "report.html").read_text()
         return Page(self.text)
+
+    def decode_files(self):
+        for context in (1024, 8192):
+            rows = [{"evict": evict, "context": context, "sequences": 4, "tokens_per_s": 1000.0 * (1 + evict) / context,
+                     "kv_bytes": context << 10, "kv_budget_bytes": 0} for evict in (False, True)]  # fmt: skip
+            path = self.dir / f"decode-{context}.json"
+            path.write_text(json.dumps({"rows": rows}))
+            yield path
+
+    def task_files(self):
+        """Per evictor 4 problems with 4 samples; the evictor reads a quarter and is right on one problem less."""
+        for evictor, keys, right in (("none", 4096, 3), ("trained", 1024, 2), ("sinks + window", 1024, 0)):
+            texts = ["evictor", "task", "questions_sha256", "model", "model_sha256", "adapters", "adapters_sha256",
+                     "chat_template", "thinking", "dtype"]  # fmt: skip
+            numbers = ["streaming_keys", "max_new_tokens", "temperature", "top_p", "top_k", "seed"]
+            conditions = dict.fromkeys(texts, "x") | dict.fromkeys(numbers, 1)
+            conditions |= {"evictor": evictor, "task": "aime", "bytes_per_key": 256}
+            lines = [{"conditions": conditions}]
+            for problem in range(4):
+                for sample in range(4):
+                    good = problem < right
+                    lines.append({"item": str(problem), "sample": sample, "score": float(good), "truncated": False,
+                                  "answer": "1" if good else "2", "prompt_tokens": 5, "new_tokens": 10,
+                                  "keys_read": keys, "peak_kv_bytes": keys << 8, "text": HOSTILE})  # fmt: skip
+            path = self.dir / f"{evictor}.jsonl"
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            yield path
+
+    def test_throughput_and_tasks_are_compared_at_equal_cost(self):
+        page = self.report(evaluation(), inference=True)
+        self.assertNotIn("dms bench decode --model", self.text)
+        tables = re.findall(r"<table>.*?</table>", self.text, re.S)
+        self.assertEqual(len(tables), 5)
+        # The original's best: one sample, 3 of 4. A sample reads 4096 keys of 256 bytes, 1 MiB.
+        self.assertIn("At the KV reads of the original&#39;s best (1.00 MiB): original 75%, sinks + window 0%, this model 50%.",
+                      self.text)
+        self.assertEqual(len([1 for tag, a in page.tags if tag == "circle" and a["class"] == "dot dms"]), 2 + 3)
+        command = [DMS, "report", "--run", self.run_dir, "--out", self.dir / "r.html", "--tasks", self.dir / "eval.json"]
+        refused = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual(refused.returncode, 2)
+        self.assertIn("eval.json: holds no answers", refused.stderr)
 
     def test_tags_nest_and_ids_are_unique_with_and_without_an_evaluation(self):
         for given in [None, {"kl_mean": 0.1, "kv_memory_ratio": 2.0}, evaluation()]:
@@ -108,7 +151,7 @@ class ReportPage(unittest.TestCase):
                 self.assertEqual(tags.count(once), 1, once)
 
     def test_nothing_is_loaded_from_anywhere(self):
-        page = self.report(evaluation(), name=HOSTILE)
+        page = self.report(evaluation(), name=HOSTILE, inference=True)
         for tag, attributes in page.tags:
             self.assertNotIn(tag, {"link", "img", "iframe", "object", "embed", "base", "image", "use"})
             for attribute in attributes:
@@ -127,9 +170,9 @@ class ReportPage(unittest.TestCase):
         self.assertEqual(page.sample, "".join(token["text"] for token in given["sample"]["tokens"]))
 
     def test_drawings_are_well_formed_and_described(self):
-        self.report(evaluation(), name=HOSTILE)
+        self.report(evaluation(), name=HOSTILE, inference=True)
         drawings = re.findall(r"<svg.*?</svg>", self.text, re.S)
-        self.assertGreaterEqual(len(drawings), 9)
+        self.assertGreaterEqual(len(drawings), 13)
         for drawing in drawings:
             root = xml.etree.ElementTree.fromstring(drawing)
             if root.get("aria-hidden") == "true":
