@@ -118,16 +118,37 @@ std::string name_of(ActivationCheckpointing plan) {
   TORCH_CHECK(false, "a plan without a name");
 }
 
-int64_t kept_activation_bytes(ActivationCheckpointing plan, const Architecture& a, int64_t num_tokens,
-                              int64_t element_bytes) {
-  int64_t per_token = a.hidden_size;  // the layer's input
+int64_t num_student_rows(const AdapterOptions& adapter, int64_t window, int64_t num_tokens) {
+  return adapter.kind == AdapterKind::neuron ? num_tokens : std::max<int64_t>(0, num_tokens - window - 1);
+}
+
+int64_t recorded_layer_bytes(const Architecture& a, const AdapterOptions& adapter, int64_t window, int64_t num_tokens,
+                             int64_t element_bytes) {
+  constexpr int64_t kFloatBytes = sizeof(float);
+  const int64_t queries = a.num_heads * a.head_dim, keys = a.num_kv_heads * a.head_dim;
+  // The input norm's float32 input; q, k, v as attention reads them and its output.
+  int64_t per_token = a.hidden_size * kFloatBytes + 2 * (queries + keys) * element_bytes;
+  // The float32 features that the adapter's gradient is a product with; for the linear adapter also its own norm's.
+  per_token += (adapter.kind == AdapterKind::linear ? 2 : 1) * a.hidden_size * kFloatBytes;
+  if (element_bytes != kFloatBytes && adapter.kind == AdapterKind::linear) per_token += a.hidden_size * kFloatBytes;
+  if (a.family.qk_norm) per_token += (queries + keys) * kFloatBytes;
+  // Log-sum-exp, and what the relaxation is made of.
+  constexpr int64_t kRelaxationTensors = 10;
+  per_token += (a.num_heads + kRelaxationTensors * a.num_kv_heads) * kFloatBytes;
+  return num_tokens * per_token +
+         num_student_rows(adapter, window, num_tokens) * a.hidden_size * element_bytes;  // between attention and MLP
+}
+
+int64_t kept_activation_bytes(ActivationCheckpointing plan, const Architecture& a, const AdapterOptions& adapter,
+                              int64_t window, int64_t num_tokens, int64_t element_bytes) {
+  int64_t per_layer = num_tokens * a.hidden_size * element_bytes;  // the layer's input
   if (plan != ActivationCheckpointing::full) {
-    // Recorded by autograd: the input norm and the adapter's features with their float32 twins, q/k/v before and after
-    // RoPE with rotated copies, attention output; then the stream between attention and MLP.
-    per_token += 7 * a.hidden_size + 6 * (a.num_heads + a.num_kv_heads) * a.head_dim;
+    per_layer += recorded_layer_bytes(a, adapter, window, num_tokens, element_bytes);
   }
-  if (plan == ActivationCheckpointing::none) per_token += 2 * a.intermediate_size;
-  return a.num_layers * num_tokens * per_token * element_bytes;
+  if (plan == ActivationCheckpointing::none) {
+    per_layer += num_student_rows(adapter, window, num_tokens) * 2 * a.intermediate_size * element_bytes;
+  }
+  return a.num_layers * per_layer;
 }
 
 }  // namespace dms

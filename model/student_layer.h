@@ -29,9 +29,15 @@ enum class ActivationCheckpointing { automatic, full, selective, none };
 const std::vector<std::pair<std::string, ActivationCheckpointing>>& activation_checkpointing_names();
 std::string name_of(ActivationCheckpointing plan);
 
+// Rows of a sequence of one document in which a student can differ from the teacher, as StudentRows counts them.
+int64_t num_student_rows(const AdapterOptions& adapter, int64_t window, int64_t num_tokens);
+// Bytes that autograd and the written-out half keep of one layer and sequence, beside its input, when nothing of the
+// attention half is computed again.
+int64_t recorded_layer_bytes(const Architecture& architecture, const AdapterOptions& adapter, int64_t window,
+                             int64_t num_tokens, int64_t element_bytes);
 // Bytes kept for one sequence between its forward and backward pass, all layers, from closed-form tensor counts.
-int64_t kept_activation_bytes(ActivationCheckpointing plan, const Architecture& architecture, int64_t num_tokens,
-                              int64_t element_bytes);
+int64_t kept_activation_bytes(ActivationCheckpointing plan, const Architecture& architecture,
+                              const AdapterOptions& adapter, int64_t window, int64_t num_tokens, int64_t element_bytes);
 
 // The rows of a sequence in which the student can differ from the teacher.
 class StudentRows {

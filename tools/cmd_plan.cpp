@@ -64,8 +64,9 @@ nlohmann::ordered_json json_of(const Plan& plan, const Recipe& recipe, const Dev
             {"adapters", b.adapters},
             {"optimizer", b.optimizer},
             {"head", b.head},
+            {"warm_start", b.warm_start},
             {"total", b.total}}},
-          {"process_bytes", kProcessBytes},
+          {"process_bytes", device.process_bytes},
           {"step_seconds", plan.step_seconds},
           {"compute_seconds", plan.compute_seconds},
           {"communication_seconds", plan.communication_seconds},
@@ -103,9 +104,10 @@ void print(const Plan& plan, const Recipe& recipe, const DeviceRates& device, in
   row("adapters", b.adapters);
   row("optimizer", b.optimizer);
   row("head", b.head);
+  row("warm start", b.warm_start);
   row("peak", b.total);
-  std::printf("  and %s for the process itself; the head's logits are gone when the backward pass needs its memory\n",
-              bytes_text(static_cast<double>(kProcessBytes)).c_str());
+  std::printf("  and %s for the process itself; head, backward pass and warm start use the same memory in turn\n",
+              bytes_text(static_cast<double>(device.process_bytes)).c_str());
   std::printf("a step takes %s (computing %s, gathering %s at the same time), %s tokens take %s\n",
               duration_text(plan.step_seconds).c_str(), duration_text(plan.compute_seconds).c_str(),
               duration_text(plan.communication_seconds).c_str(), count_text(plan.tokens).c_str(),

@@ -1,14 +1,13 @@
 // The program `dms`: its list of commands, and where their exceptions become messages and exit codes.
-#include <malloc.h>
 #include <CLI/CLI.hpp>
 
-#include <climits>
 #include <cstdio>
 #include <exception>
 #include <string>
 
 #include "tools/commands.h"
 #include "tools/exit_code.h"
+#include "tools/tensor_memory.h"
 #include "tools/usage_error.h"
 
 namespace dms {
@@ -30,14 +29,6 @@ void add_commands(CLI::App& program) {
   add_doctor(program);
 }
 
-// Activations of some MiB come and go in every layer.  glibc would give each back to the kernel and have it cleared and
-// mapped again a moment later.
-void keep_freed_memory() {
-  constexpr int largest_accepted = 32 << 20;
-  mallopt(M_MMAP_THRESHOLD, largest_accepted);
-  mallopt(M_TRIM_THRESHOLD, INT_MAX);
-}
-
 void complain(const CLI::App& program, const std::string& message) {
   std::fflush(stdout);
   std::fprintf(stderr, "%s: %s\n", invocation_name(program).c_str(), message.c_str());
@@ -51,7 +42,7 @@ int flush_output(const CLI::App& program) {
 }
 
 int run(int argc, char** argv) {
-  keep_freed_memory();
+  use_reusable_tensor_memory();
   CLI::App program("Retrofits Dynamic Memory Sparsification into pretrained language models.", "dms");
   program.set_version_flag("--version", "dms " DMS_VERSION);
   program.require_subcommand(1);

@@ -15,13 +15,13 @@ import os
 import pathlib
 import random
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 
-LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCABULARY = 2, 32, 4, 2, 8, 64, 300
+import random_model
+
 STEPS = 10
 
 RECIPE = f"""
@@ -34,68 +34,12 @@ trainer: {{steps: {STEPS}, global_batch: 4, sequence_length: 64, checkpoint_ever
 """
 
 
-def write_model(directory):
-    rng = random.Random(5)
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
-    for i in range(LAYERS):
-        prefix = f"model.layers.{i}."
-        shapes |= {
-            prefix + "input_layernorm.weight": (HIDDEN,),
-            prefix + "post_attention_layernorm.weight": (HIDDEN,),
-            prefix + "self_attn.q_proj.weight": (HEADS * HEAD_DIM, HIDDEN),
-            prefix + "self_attn.k_proj.weight": (KV_HEADS * HEAD_DIM, HIDDEN),
-            prefix + "self_attn.v_proj.weight": (KV_HEADS * HEAD_DIM, HIDDEN),
-            prefix + "self_attn.o_proj.weight": (HIDDEN, HEADS * HEAD_DIM),
-            prefix + "mlp.gate_proj.weight": (INNER, HIDDEN),
-            prefix + "mlp.up_proj.weight": (INNER, HIDDEN),
-            prefix + "mlp.down_proj.weight": (HIDDEN, INNER),
-        }
-    header, data = {}, b""
-    for name, shape in shapes.items():
-        count = shape[0] * (shape[1] if len(shape) == 2 else 1)
-        scale, mean = (1.0 / shape[1] ** 0.5, 0.0) if len(shape) == 2 else (0.1, 1.0)
-        values = struct.pack(f"<{count}f", *(rng.gauss(mean, scale) for _ in range(count)))
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(values)]}
-        data += values
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "intermediate_size": INNER,
-        "vocab_size": VOCABULARY, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "hidden_act": "silu", "tie_word_embeddings": True, "torch_dtype": "float32", "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
-    (directory / "config.json").write_text(json.dumps(config))
-    # A byte-level BPE without merges: the 256 bytes, as printable characters.
-    printable = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b <= 255]
-    characters = {b: chr(b) for b in printable}
-    for i, b in enumerate(b for b in range(256) if b not in printable):
-        characters[b] = chr(256 + i)
-    vocabulary = {"<bos>": 0, "<eos>": 1} | {characters[b]: 2 + b for b in range(256)}
-    special = [{"id": i, "content": c, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-                "special": True} for i, c in enumerate(["<bos>", "<eos>"])]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    (directory / "tokenizer.json").write_text(json.dumps({
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
-        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-                  "vocab": vocabulary, "merges": []}}))
-    (directory / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>"}))
-
-
-def write_inputs(dms, directory, rng):
+def write_inputs(dms, directory):
     """A model, a recipe and a token file."""
     (directory / "model").mkdir()
-    write_model(directory / "model")
+    random_model.write_model(directory / "model")
     (directory / "recipe.yaml").write_text(RECIPE)
-    words = ["of", "and", "one", "time", "in", "the", "sea", "was", "red", "12", "\n"]
-    (directory / "text.txt").write_text(" ".join(rng.choice(words) for _ in range(4000)))
-    subprocess.run([dms, "prepare", "--tokenizer", "model", "--out", "train.h5", "text.txt"], cwd=directory,
-                   check=True, capture_output=True)
+    random_model.write_tokens(dms, directory / "model", directory / "train.h5")
 
 
 def outcome(run):
@@ -158,7 +102,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="dms-kills-") as name:
         directory = pathlib.Path(name)
         dms = str(pathlib.Path(arguments.dms).resolve())
-        write_inputs(dms, directory, rng)
+        write_inputs(dms, directory)
         runs = Runs(dms, directory, arguments.nproc)
         begin = time.monotonic()
         runs.finish("undisturbed", arguments.nproc)

@@ -25,6 +25,8 @@ int64_t proc_kilobytes(const char* file, const std::string& name) {
   return 0;
 }
 
+constexpr int64_t kCpuGemmSize = 2048, kGpuGemmSize = 8192;
+
 }  // namespace
 
 bool cpu_computes_bfloat16() {
@@ -53,6 +55,7 @@ at::ScalarType dtype_named(const std::string& name, at::Device device) {
 }
 
 int64_t peak_memory_bytes() { return proc_kilobytes("/proc/self/status", "VmHWM"); }
+int64_t resident_memory_bytes() { return proc_kilobytes("/proc/self/status", "VmRSS"); }
 int64_t peak_device_memory_bytes(at::Device device) {
   if (device.is_cpu()) return peak_memory_bytes();
   constexpr size_t kAllPools = 0;
@@ -67,7 +70,7 @@ void synchronize(at::Device device) {
 double measure_gemm_flops_per_s(at::ScalarType dtype, at::Device device) {
   // Up to the full size; smaller where the processor lacks the dtype's instructions, so that even the slow path ends in
   // seconds.
-  const int64_t full_size = device.is_cpu() ? 2048 : 8192;
+  const int64_t full_size = device.is_cpu() ? kCpuGemmSize : kGpuGemmSize;
   constexpr double kLongestSeconds = 2.0;
   double best = 0.0;
   for (int64_t size = 256; size <= full_size; size *= 2) {
@@ -77,6 +80,8 @@ double measure_gemm_flops_per_s(at::ScalarType dtype, at::Device device) {
   }
   return best;
 }
+
+int64_t gemm_measurement_bytes(int64_t element_bytes) { return 3 * kCpuGemmSize * kCpuGemmSize * element_bytes; }
 
 double measure_gemm_flops_per_s(at::ScalarType dtype, at::Device device, int64_t rows, int64_t inner, int64_t columns) {
   const at::NoGradGuard no_grad;

@@ -21,6 +21,7 @@ at::Device device_named(const std::string& name);
 at::ScalarType dtype_named(const std::string& name, at::Device device);
 
 int64_t peak_memory_bytes();                          // VmHWM of this process
+int64_t resident_memory_bytes();                      // VmRSS of this process
 int64_t peak_device_memory_bytes(at::Device device);  // what LibTorch has had allocated there at most; CPU: the above
 int64_t available_memory_bytes();                     // of the machine, respecting nothing but /proc/meminfo
 
@@ -29,6 +30,8 @@ void synchronize(at::Device device);
 
 // Best rate of a 2048^3 GEMM (8192^3 on a GPU) in this process, dtype and thread count, FLOP/s.  Takes about a second.
 double measure_gemm_flops_per_s(at::ScalarType dtype, at::Device device = at::kCPU);
+// What it allocates for that on a CPU: its three largest matrices.
+int64_t gemm_measurement_bytes(int64_t element_bytes);
 // The same for a linear layer's [rows, inner] x [inner, columns].
 double measure_gemm_flops_per_s(at::ScalarType dtype, at::Device device, int64_t rows, int64_t inner, int64_t columns);
 

@@ -25,34 +25,80 @@ int64_t adapter_numel(const AdapterOptions& adapter, const Architecture& a) {
   return a.num_layers * per_layer;
 }
 
-// What one layer's backward pass of one sequence holds at its widest, beyond what was kept for it: the MLP's gradients,
-// and whatever the plan computes again.
-int64_t layer_backward_bytes(ActivationCheckpointing plan, const Architecture& a, int64_t num_tokens, int64_t window,
-                             int64_t element_bytes) {
-  const int64_t rows = std::max<int64_t>(0, num_tokens - window - 1);  // where the student differs from the teacher
-  const int64_t mlp_tensors = plan == ActivationCheckpointing::none ? 3 : 5;
-  int64_t bytes = rows * (mlp_tensors * a.intermediate_size + 5 * a.hidden_size) * element_bytes;
-  if (plan == ActivationCheckpointing::full) {
-    bytes += num_tokens * (7 * a.hidden_size + 6 * (a.num_heads + a.num_kv_heads) * a.head_dim) * element_bytes;
-  }
-  return bytes;
+// Everything that one plan multiplies.
+struct Sizes {
+  Sizes(const Recipe& r, const Architecture& architecture, int64_t num_ranks)
+      : a(architecture),
+        recipe(r),
+        ranks(num_ranks),
+        element(static_cast<int64_t>(c10::elementSize(scalar_type(r.trainer.dtype)))),
+        tokens(r.trainer.sequence_length),
+        rows(num_student_rows(r.adapter, r.eviction.window, r.trainer.sequence_length)),
+        sequences((r.trainer.global_batch + num_ranks - 1) / num_ranks),
+        queries(architecture.num_heads * architecture.head_dim),
+        keys(architecture.num_kv_heads * architecture.head_dim) {}
+  const Architecture& a;
+  const Recipe& recipe;
+  const int64_t ranks, element;
+  const int64_t tokens, rows;   // of a sequence; those in which the student can differ from the teacher
+  const int64_t sequences;      // of a step, on the rank that has most
+  const int64_t queries, keys;  // H d, G d
+};
+
+// What the teacher's forward pass of one layer and sequence holds: normalised input, q, k, v, attention's output twice,
+// the stream, its normalised form and the MLP's three inner tensors, the output.
+int64_t layer_forward_bytes(const Sizes& s) {
+  return s.tokens * (4 * s.a.hidden_size + 3 * s.queries + 2 * s.keys + 3 * s.a.intermediate_size) * s.element;
 }
 
-int64_t head_bytes(const Architecture& a, int64_t positions, int64_t element_bytes) {
-  if (positions <= 0) return 0;
-  const int64_t most = LogitTiles::max_positions(a.vocab_size);
-  const int64_t chunk = (positions + (positions + most - 1) / most - 1) / ((positions + most - 1) / most);
-  const int64_t logits = 2 * chunk * a.vocab_size * static_cast<int64_t>(sizeof(float));
-  const int64_t states = 5 * positions * a.hidden_size * element_bytes;  // both models' normalised, and the gradient
+// What the backward pass of one layer and sequence holds at its widest, beyond what was kept for it: first the MLP's
+// inner tensors and their gradients, then attention's.
+int64_t layer_backward_bytes(const Sizes& s) {
+  const ActivationCheckpointing plan = s.recipe.trainer.activation_checkpointing;
+  const int64_t window = s.recipe.eviction.window;
+  const int64_t mlp_kept = plan == ActivationCheckpointing::none ? 2 : 0;  // released between the two
+  const int64_t mlp = s.rows * ((5 - mlp_kept) * s.a.intermediate_size + 3 * s.a.hidden_size) * s.element;
+  // Both parts' gradients of q, k and v and the far part's widened inputs and outputs; then the norm's.
+  const int64_t attention = s.tokens * (6 * (s.queries + s.keys) + 4 * s.a.hidden_size) * s.element -
+                            s.rows * (mlp_kept * s.a.intermediate_size + s.a.hidden_size) * s.element;
+  const int64_t computed_again = plan == ActivationCheckpointing::full
+                                     ? recorded_layer_bytes(s.a, s.recipe.adapter, window, s.tokens, s.element)
+                                     : 0;
+  return computed_again + std::max(mlp, attention);
+}
+
+int64_t head_bytes(const Sizes& s) {
+  if (s.rows <= 0) return 0;
+  const int64_t most = LogitTiles::max_positions(s.a.vocab_size);
+  const int64_t chunks = (s.rows + most - 1) / most, chunk = (s.rows + chunks - 1) / chunks;
+  const int64_t logits = 2 * chunk * s.a.vocab_size * static_cast<int64_t>(sizeof(float));
+  const int64_t states = 5 * s.rows * s.a.hidden_size * s.element;  // both models' normalised, and the gradient
   return logits + states;
 }
 
+// The warm start: the streams of this rank's sequences, one layer's features of all sequences on the rank that fits
+// them (as parts and joined, then joined and with the intercept's column), and every layer's scores.
+int64_t warm_start_bytes(const Sizes& s) {
+  if (s.recipe.warm_start.tokens == 0) return 0;
+  constexpr int64_t kFloatBytes = sizeof(float);
+  const int64_t sequences = s.recipe.warm_start.tokens / s.tokens;
+  const int64_t mine = (sequences + s.ranks - 1) / s.ranks;
+  const int64_t streams = mine * s.tokens * s.a.hidden_size * s.element;
+  const int64_t keys = std::max<int64_t>(0, s.tokens - s.recipe.eviction.window);
+  const int64_t features = keys * s.a.hidden_size * kFloatBytes;  // of a sequence
+  // Importance of one sequence: seven float32 tensors a head, three blocks of [128 queries, keys].
+  constexpr int64_t kQueryBlock = 128;
+  const int64_t importance =
+      s.tokens * (7 * s.queries + 3 * s.a.num_heads * std::min(kQueryBlock, s.tokens)) * kFloatBytes;
+  const int64_t observing = mine * features + importance + layer_forward_bytes(s);
+  const int64_t fitting = 2 * sequences * features + (s.ranks > 1 ? mine * features : 0);
+  return streams + std::max(observing, fitting) + sequences * keys * s.a.num_layers * s.a.num_kv_heads * kFloatBytes;
+}
+
 RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks) {
-  const auto element_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(r.trainer.dtype)));
-  const int64_t num_tokens = r.trainer.sequence_length;
-  const int64_t samples = (r.trainer.global_batch + num_ranks - 1) / num_ranks;
-  const int64_t layer = layer_numel(a) * element_bytes, embedding = embedding_numel(a) * element_bytes;
-  const int64_t all_weights = a.num_parameters() * element_bytes;
+  const Sizes s(r, a, num_ranks);
+  const int64_t layer = layer_numel(a) * s.element, embedding = embedding_numel(a) * s.element;
+  const int64_t all_weights = a.num_parameters() * s.element;
 
   RankBytes bytes;
   switch (r.trainer.placement) {
@@ -61,27 +107,30 @@ RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks) {
       bytes.buffers = layer + std::max(layer, embedding);  // the current station and the next
       break;
     case Placement::host:
-      bytes.buffers = std::max(layer, embedding);
+      bytes.buffers = layer + embedding;  // what a layer leaves goes when the next one comes
       break;
     default:
       bytes.weights = all_weights;
   }
-  const ActivationCheckpointing plan = r.trainer.activation_checkpointing;
-  const int64_t streams = 2 * samples * num_tokens * a.hidden_size * element_bytes;  // teacher's and student's
-  const int64_t kept = samples * kept_activation_bytes(plan, a, num_tokens, element_bytes);
-  const int64_t backward = layer_backward_bytes(plan, a, num_tokens, r.eviction.window, element_bytes);
-  bytes.activations = kept + streams + backward;
+  bytes.buffers += 2 * s.tokens * a.head_dim * s.element;                          // the rotary tables
+  const int64_t streams = 2 * s.sequences * s.tokens * a.hidden_size * s.element;  // teacher's and student's
+  const int64_t kept = s.sequences * kept_activation_bytes(r.trainer.activation_checkpointing, a, r.adapter,
+                                                           r.eviction.window, s.tokens, s.element);
+  const int64_t layer_bytes = std::max(layer_forward_bytes(s), layer_backward_bytes(s));
+  bytes.activations = kept + streams + layer_bytes;
   const int64_t adapter = adapter_numel(r.adapter, a) * static_cast<int64_t>(sizeof(float));
-  bytes.adapters = adapter * (1 + samples + num_ranks);  // parameters, one sum of gradients a subtree, all ranks' sums
+  bytes.adapters = adapter * (1 + s.sequences + num_ranks);  // parameters, a sum a subtree, all ranks' sums
   bytes.optimizer = 2 * adapter;
-  bytes.head = head_bytes(a, num_tokens - r.eviction.window - 1, element_bytes);
-  bytes.total = bytes.weights + bytes.buffers + kept + streams + std::max(backward, bytes.head) + bytes.adapters +
-                bytes.optimizer;
+  bytes.head = head_bytes(s);
+  bytes.warm_start = warm_start_bytes(s);
+  const int64_t step = kept + streams + std::max(layer_bytes, bytes.head);
+  bytes.total = bytes.weights + bytes.buffers + bytes.adapters + bytes.optimizer +
+                std::max({step, bytes.warm_start, gemm_measurement_bytes(s.element)});
   return bytes;
 }
 
 bool fits(const Recipe& recipe, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {
-  return static_cast<double>(bytes_of(recipe, a, num_ranks).total + kProcessBytes) <= device.memory_bytes;
+  return static_cast<double>(bytes_of(recipe, a, num_ranks).total + device.process_bytes) <= device.memory_bytes;
 }
 
 int64_t largest_sequence(Recipe recipe, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {
@@ -147,11 +196,13 @@ double gathered_bytes(const Recipe& r, const Architecture& a, int64_t num_ranks)
 
 const std::vector<DeviceRates>& published_devices() {
   constexpr double kAssumedEfficiency = 0.4;
+  constexpr int64_t kContext = int64_t{1} << 30;  // CUDA's, with the libraries' workspaces: assumed
   // Half of NVLink's bidirectional figure is what one GPU receives.
   static const std::vector<DeviceRates> devices = {
-      {"h100", 989e12, kAssumedEfficiency, 80e9, 450e9, false, "NVIDIA H100 SXM data sheet, dense BF16"},
-      {"h200", 989e12, kAssumedEfficiency, 141e9, 450e9, false, "NVIDIA H200 SXM data sheet, dense BF16"},
-      {"a100", 312e12, kAssumedEfficiency, 80e9, 300e9, false, "NVIDIA A100 SXM 80 GB data sheet, dense BF16"},
+      {"h100", 989e12, kAssumedEfficiency, 80e9, kContext, 450e9, false, "NVIDIA H100 SXM data sheet, dense BF16"},
+      {"h200", 989e12, kAssumedEfficiency, 141e9, kContext, 450e9, false, "NVIDIA H200 SXM data sheet, dense BF16"},
+      {"a100", 312e12, kAssumedEfficiency, 80e9, kContext, 300e9, false,
+       "NVIDIA A100 SXM 80 GB data sheet, dense BF16"},
   };
   return devices;
 }
@@ -159,6 +210,7 @@ const std::vector<DeviceRates>& published_devices() {
 DeviceRates measure_this_machine(at::ScalarType dtype, int64_t num_ranks) {
   DeviceRates device;
   device.name = "this machine";
+  device.process_bytes = resident_memory_bytes();
   device.gemm_flops_per_s = measure_gemm_flops_per_s(dtype) / static_cast<double>(num_ranks);
   device.efficiency = 0.65;  // of the GEMM rate, what steps at 1024 tokens reach
   device.memory_bytes = static_cast<double>(available_memory_bytes()) / static_cast<double>(num_ranks);

@@ -1,6 +1,7 @@
 // What a recipe costs before anything is loaded: bytes per rank by category and seconds per step, in closed form from
-// config.json's dimensions.  The formulas follow trainer/step.cpp and model/student_layer.cpp; what they leave out is
-// the process itself (libraries, threads, allocator), stated as kProcessBytes.
+// config.json's dimensions.  The formulas follow trainer/step.cpp, trainer/warm_start.cpp and model/student_layer.cpp;
+// tools/check_plan.py holds them against real runs.  What they leave out is the process itself (libraries, threads),
+// stated as DeviceRates::process_bytes.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@ struct DeviceRates {
   double gemm_flops_per_s = 0.0;  // dense, in the compute dtype
   double efficiency = 0.0;        // share of it that a step reaches
   double memory_bytes = 0.0;      // per rank
+  int64_t process_bytes = 0;      // of it, what a process takes that has loaded LibTorch and done nothing
   double link_bytes_per_s = 0.0;  // that one rank receives in an all-gather
   bool measured = false;
   std::string source;
@@ -27,17 +29,15 @@ const std::vector<DeviceRates>& published_devices();
 // This machine, shared by `num_ranks`: a GEMM and the free memory are measured, in half a second.
 DeviceRates measure_this_machine(at::ScalarType dtype, int64_t num_ranks);
 
-// A CPU process that has loaded LibTorch and done nothing.
-inline constexpr int64_t kProcessBytes = int64_t{200} << 20;
-
 struct RankBytes {
   int64_t weights = 0;      // that stay
   int64_t buffers = 0;      // whole layers gathered or converted in passing
   int64_t activations = 0;  // kept between forward and backward, and what one layer's backward needs
   int64_t adapters = 0;     // with gradients
   int64_t optimizer = 0;
-  int64_t head = 0;   // logits and their gradient; before the backward pass begins
-  int64_t total = 0;  // the peak: head and the layer's backward are not there at once
+  int64_t head = 0;        // logits and their gradient; before the backward pass begins
+  int64_t warm_start = 0;  // before the first step
+  int64_t total = 0;       // the peak: head, a layer's backward pass and the warm start are not there at once
 };
 
 struct Plan {

@@ -16,6 +16,7 @@
 
 #include "checkpoints/model_dir.h"
 #include "checkpoints/run_dir.h"
+#include "checkpoints/run_lock.h"
 #include "data/sample_order.h"
 #include "data/staged_file.h"
 #include "model/device_weights.h"
@@ -302,8 +303,8 @@ ActivationCheckpointing fastest_plan_that_fits(const Recipe& recipe, int64_t byt
   const auto element_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.trainer.dtype)));
   for (const auto plan : {ActivationCheckpointing::none, ActivationCheckpointing::selective}) {
     const int64_t activations =
-        recipe.trainer.global_batch *
-        kept_activation_bytes(plan, architecture, recipe.trainer.sequence_length, element_bytes);
+        recipe.trainer.global_batch * kept_activation_bytes(plan, architecture, recipe.adapter, recipe.eviction.window,
+                                                            recipe.trainer.sequence_length, element_bytes);
     if (activations <= bytes) return plan;
   }
   return ActivationCheckpointing::full;
@@ -377,16 +378,17 @@ void warn_of_choices(const Recipe& recipe, const Architecture& architecture) {
   }
 }
 
-// What all ranks train: rank 0 settles it.
-Recipe settled_recipe(Recipe recipe, const RunOptions& options, int64_t num_ranks) {
-  const bool exists = fs::exists(options.run_dir + "/recipe.yaml");
-  if (exists && !options.resume) {
-    throw UserError(options.run_dir, "already holds a run", {"--resume continues it; another --run-dir starts afresh"});
-  }
+// What all ranks train: rank 0 settles it, and holds the run directory from here on.
+Recipe settled_recipe(Recipe recipe, const RunOptions& options, int64_t num_ranks, std::optional<RunLock>& lock) {
   if (fs::exists(options.run_dir) && !fs::is_directory(options.run_dir)) {
     throw UserError(options.run_dir, "is not a directory");
   }
   require_makeable_directory(options.run_dir);
+  lock.emplace(options.run_dir);
+  const bool exists = fs::exists(options.run_dir + "/recipe.yaml");
+  if (exists && !options.resume) {
+    throw UserError(options.run_dir, "already holds a run", {"--resume continues it; another --run-dir starts afresh"});
+  }
   const Architecture architecture = read_architecture(recipe.model_path);
   if (exists) recipe = recipe_to_resume(options.run_dir, std::move(recipe));
   resolve_recipe(recipe, architecture, num_ranks);
@@ -397,7 +399,8 @@ Recipe settled_recipe(Recipe recipe, const RunOptions& options, int64_t num_rank
 }  // namespace
 
 void train(Recipe recipe, const RunOptions& options, RankGroup& ranks) {
-  if (ranks.speaks()) recipe = settled_recipe(std::move(recipe), options, ranks.size());
+  std::optional<RunLock> lock;
+  if (ranks.speaks()) recipe = settled_recipe(std::move(recipe), options, ranks.size(), lock);
   const std::string settled =
       ranks.broadcast(ranks.speaks() ? dump_recipe(recipe) : std::string(), 0, "the recipe that rank 0 settles");
   if (!ranks.speaks()) recipe = parse_recipe("the settled recipe", settled);

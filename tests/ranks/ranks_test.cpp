@@ -321,6 +321,19 @@ TEST_F(FaultTest, ASignalToOneRankStopsAllAfterSaving) {
   expect_resumes();
 }
 
+TEST_F(FaultTest, ASecondProcessDoesNotTouchTheRunDirectory) {
+  auto run = started();
+  for (const char* arguments :
+       {"--run-dir endless --resume --nproc 2", "--run-dir endless --resume", "--run-dir endless"}) {
+    const ChildResult second = dms(kTrain + "trainer.schedule=constant " + arguments);
+    EXPECT_EQ(second.exit_code, 2) << arguments;
+    EXPECT_NE(second.err.find("endless: another process is training into it"), std::string::npos) << second.err;
+  }
+  run->send(SIGTERM);
+  EXPECT_EQ(run->wait().exit_code, 3);
+  expect_resumes();
+}
+
 TEST_F(FaultTest, AFullDiskEndsTheRunWithWhatIsMissing) {
   ChildOptions small = options();
   small.file_size_limit_bytes = 3000;  // metrics.jsonl grows beyond it after some steps
