@@ -1,4 +1,4 @@
-// Eight floats at a time, for the loops of decoding: what the compiler would not vectorise by itself without reordering
+// Eight floats at a time, for the loops of attention and decoding on the CPU: what the compiler would not vectorise by itself without reordering
 // sums.  Sums are formed lane by lane in an order that is written here, so a result never depends on the machine's
 // vector width, on threads or on what else is in a batch.
 //
