@@ -1,4 +1,4 @@
-// The linear layers of the frozen network.  With many rows a GEMM of the library runs at the machine's rate; with the few
+// Products with the weights of the frozen network and other tall matrices.  With many rows a GEMM of the library runs at the machine's rate; with the few
 // rows of a decoding step what counts is how fast the weights arrive from memory, and there the library's float32 GEMM on
 // the CPU reaches a quarter of the bandwidth.  Few rows therefore take a kernel of our own.
 #pragma once
@@ -19,5 +19,9 @@ at::Tensor library_linear(const at::Tensor& x_nK, const at::Tensor& weight_NK, c
 // depend on the other rows; all else is at::linear.  Never recorded for autograd.
 constexpr int64_t kFewRows = 32;
 at::Tensor few_rows_linear(const at::Tensor& x_nK, const at::Tensor& weight_NK, const at::Tensor& bias_N);
+
+// weight_nN x_NK, [n, K]: weighted sums of many rows, each read once, in an order that does not depend on threads; the
+// library's GEMM runs on one thread there.  The same n and types take it, all else is at::matmul.
+at::Tensor few_rows_weighted_sum(const at::Tensor& weight_nN, const at::Tensor& x_NK);
 
 }  // namespace dms

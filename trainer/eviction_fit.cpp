@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/linear.h"
+
 namespace dms {
 
 namespace {
@@ -12,31 +14,52 @@ constexpr double kSmallestImportance = 1e-12;
 
 at::Tensor log_importance(const at::Tensor& importance) { return at::log(importance + kSmallestImportance); }
 
-// Rows that pass through the cache together: the scores and the gradient then read the features from memory once.
-constexpr int64_t kRowBlock = 4096;
+// Sums over the last dimension of x_GN, [G, 1], in an order that does not depend on threads.
+at::Tensor row_sums_G1(const at::Tensor& x_GN) {
+  const at::Tensor ones_N8 = at::ones({x_GN.size(1), 8}, x_GN.options());
+  return few_rows_weighted_sum(x_GN, ones_N8).slice(1, 0, 1);
+}
 
-// Gradient [F, G] of the summed weighted logistic loss at w [F, G].  scale_NG (undefined: ones) multiplies the scores,
-// but not the part that comes from the last column when that is the intercept.
-at::Tensor logistic_gradient(const at::Tensor& x_NF, const at::Tensor& scale_NG, bool with_intercept,
-                             const at::Tensor& w_FG, const at::Tensor& label_NG, const at::Tensor& weight_NG) {
-  // [G, F] products: BLAS is several times slower on the tall, narrow result of x^T residual.
-  const at::Tensor w_GF = w_FG.t().contiguous();
-  at::Tensor gradient_GF = at::zeros_like(w_GF);
-  for (int64_t begin = 0; begin < x_NF.size(0); begin += kRowBlock) {
-    const auto block = [&](const at::Tensor& rows) {
-      return rows.slice(0, begin, std::min(begin + kRowBlock, rows.size(0)));
-    };
-    at::Tensor score = at::linear(block(x_NF), w_GF);
-    if (scale_NG.defined()) {
-      const at::Tensor unscaled_G = with_intercept ? w_GF.select(1, -1) : at::zeros({w_GF.size(0)}, w_GF.options());
-      score.sub_(unscaled_G).mul_(block(scale_NG)).add_(unscaled_G);
-    }
-    const at::Tensor residual = at::sigmoid(score).sub_(block(label_NG)).mul_(block(weight_NG));
-    const at::Tensor scaled = scale_NG.defined() ? residual * block(scale_NG) : residual;
-    gradient_GF.add_(at::matmul(scaled.t(), block(x_NF)));
-    if (scale_NG.defined() && with_intercept) gradient_GF.select(1, -1).add_(at::sum(residual - scaled, {0}));
+// The regression's rows, head by head.  A parameter is [G, F + 1]: weights of the features, then the intercept.
+struct Rows {
+  at::Tensor features_NF;
+  at::Tensor scale_GN;  // undefined: ones.  Multiplies the features' part of a score, not the intercept
+  at::Tensor label_GN, weight_GN;
+  bool with_intercept;
+};
+
+// Gradient [G, F + 1] of the summed weighted logistic loss.
+at::Tensor logistic_gradient(const Rows& rows, const at::Tensor& parameter) {
+  const int64_t num_features = rows.features_NF.size(1);
+  at::Tensor score_GN = few_rows_linear(parameter.slice(1, 0, num_features), rows.features_NF, {});
+  if (rows.scale_GN.defined()) score_GN.mul_(rows.scale_GN);
+  if (rows.with_intercept) score_GN.add_(parameter.slice(1, num_features));
+  const at::Tensor residual_GN = score_GN.sigmoid_().sub_(rows.label_GN).mul_(rows.weight_GN);
+  const at::Tensor of_intercept_G1 =
+      rows.with_intercept ? row_sums_G1(residual_GN) : at::zeros_like(parameter.slice(1, num_features));
+  const at::Tensor of_features_GF =
+      few_rows_weighted_sum(rows.scale_GN.defined() ? residual_GN * rows.scale_GN : residual_GN, rows.features_NF);
+  return at::cat({of_features_GF, of_intercept_G1}, 1);
+}
+
+// Ridge regression of target_GN on the features (and the intercept): a parameter [G, F + 1].
+at::Tensor ridge(const at::Tensor& features_NF, const at::Tensor& target_GN, bool with_intercept, double penalty) {
+  const int64_t num_features = features_NF.size(1), num_rows = features_NF.size(0);
+  const int64_t size = num_features + (with_intercept ? 1 : 0);
+  at::Tensor gram = at::empty({size, size}, features_NF.options());
+  at::Tensor right = at::empty({size, target_GN.size(0)}, features_NF.options());
+  gram.slice(0, 0, num_features).slice(1, 0, num_features).copy_(at::matmul(features_NF.t(), features_NF));
+  right.slice(0, 0, num_features).copy_(few_rows_weighted_sum(target_GN, features_NF).t());
+  if (with_intercept) {
+    const at::Tensor sums_F = few_rows_weighted_sum(at::ones({1, num_rows}, features_NF.options()), features_NF)[0];
+    gram.select(0, num_features).slice(0, 0, num_features).copy_(sums_F);
+    gram.select(1, num_features).slice(0, 0, num_features).copy_(sums_F);
+    gram[num_features][num_features] = static_cast<double>(num_rows);
+    right[num_features].copy_(row_sums_G1(target_GN).squeeze(1));
   }
-  return gradient_GF.t();
+  gram.diagonal().add_(penalty);
+  const at::Tensor solution = at::linalg_solve(gram, right).t();
+  return with_intercept ? solution.contiguous() : at::constant_pad_nd(solution, {0, 1}, 0.0);
 }
 
 // Full-batch Adam on the convex objective, step size decaying to zero.
@@ -68,38 +91,32 @@ double order_statistic(const at::Tensor& values, double fraction) {
 KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& scale_NG,
                                const at::Tensor& importance_NG, double threshold, const FitOptions& options) {
   const at::NoGradGuard no_grad;
-  const int64_t num_rows = features_ND.size(0), num_heads = importance_NG.size(1);
-  const at::Tensor x =
-      options.with_intercept ? at::cat({features_ND, at::ones({num_rows, 1}, features_ND.options())}, 1) : features_ND;
+  const at::Tensor features_NF = features_ND.contiguous();
+  const int64_t num_features = features_NF.size(1);
   const double log_threshold = std::log(threshold + kSmallestImportance);
-  const at::Tensor log_ratio_NG = log_importance(importance_NG) - log_threshold;
-  const at::Tensor ratio_NG = at::exp(log_ratio_NG).clamp_max_(options.weight_cap);
-  const at::Tensor label_NG = (log_ratio_NG > 0).to(at::kFloat);
-  const at::Tensor weight_NG = (ratio_NG - 1.0).abs_();
+  const at::Tensor log_ratio_GN = log_importance(importance_NG.t().contiguous()) - log_threshold;
 
-  // Relative to its mean, so that weights have the same size with and without it.
-  const at::Tensor mean_scale_G = scale_NG.defined() ? at::mean(scale_NG, {0}) : at::Tensor();
-  const at::Tensor relative_NG = scale_NG.defined() ? scale_NG / mean_scale_G : at::Tensor();
-
-  // Ridge on log importance relative to the threshold: a start whose sign is already the decision.
-  at::Tensor gram = at::matmul(x.t(), x);
-  gram.diagonal().add_(options.ridge);
-  at::Tensor w = at::linalg_solve(gram, at::matmul(x.t(), log_ratio_NG));
-
-  constexpr double kRate = 0.02;
-  Adam adam(w);
-  const double normaliser = 1.0 / static_cast<double>(num_rows * num_heads);
-  for (int64_t i = 0; i < options.iterations; ++i) {
-    const at::Tensor gradient = logistic_gradient(x, relative_NG, options.with_intercept, w, label_NG, weight_NG)
-                                    .mul(normaliser)
-                                    .add_(w, 2.0 * options.weight_decay);
-    adam.update(w, gradient, kRate * (1.0 - static_cast<double>(i) / static_cast<double>(options.iterations)));
+  Rows rows{features_NF, {}, (log_ratio_GN > 0).to(at::kFloat), {}, options.with_intercept};
+  rows.weight_GN = (at::exp(log_ratio_GN).clamp_max_(options.weight_cap) - 1.0).abs_();
+  at::Tensor mean_scale_G1;
+  if (scale_NG.defined()) {
+    // Relative to its mean, so that weights have the same size with and without it.
+    mean_scale_G1 = at::mean(scale_NG, {0}).unsqueeze(1);
+    rows.scale_GN = scale_NG.t().contiguous() / mean_scale_G1;
   }
-  KeepFunction keep;
-  keep.weight_GD = w.slice(0, 0, features_ND.size(1)).t().contiguous();
-  if (scale_NG.defined()) keep.weight_GD.div_(mean_scale_G.unsqueeze(1));
-  keep.intercept_G =
-      options.with_intercept ? w.select(0, features_ND.size(1)).clone() : at::zeros({num_heads}, w.options());
+
+  // On log importance relative to the threshold: a start whose sign is already the decision.
+  at::Tensor parameter = ridge(features_NF, log_ratio_GN, options.with_intercept, options.ridge);
+  constexpr double kRate = 0.02;
+  Adam adam(parameter);
+  const double normaliser = 1.0 / static_cast<double>(log_ratio_GN.numel());
+  for (int64_t i = 0; i < options.iterations; ++i) {
+    const at::Tensor gradient =
+        logistic_gradient(rows, parameter).mul_(normaliser).add_(parameter, 2.0 * options.weight_decay);
+    adam.update(parameter, gradient, kRate * (1.0 - static_cast<double>(i) / static_cast<double>(options.iterations)));
+  }
+  KeepFunction keep{parameter.slice(1, 0, num_features).contiguous(), parameter.select(1, num_features).clone()};
+  if (scale_NG.defined()) keep.weight_GD.div_(mean_scale_G1);
   return keep;
 }
 

@@ -1,5 +1,6 @@
 #include "model/linear.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include "tests/support/tensor_comparison.h"
@@ -29,6 +30,26 @@ TEST(FewRowsLinear, ARowDoesNotDependOnTheOthers) {
       if (first + count > 32) continue;
       EXPECT_TRUE(is_bit_equal(few_rows_linear(x.slice(0, first, first + count), weight, {}),
                                all.slice(0, first, first + count)));
+    }
+  }
+}
+
+TEST(FewRowsWeightedSum, IsTheProductForEveryNumberOfRowsAndThreads) {
+  const int threads = at::get_num_threads();
+  for (int64_t rows : {1, 2, 3, 4, 8, 33}) {
+    for (const auto& [summands, columns] : {std::pair<int64_t, int64_t>{1, 8}, {6, 7}, {5, 40}, {5003, 72}}) {
+      SCOPED_TRACE(::testing::Message() << rows << " x " << summands << " x " << columns);
+      const at::Tensor weight = seeded_normal({rows, summands}, 1).to(at::kFloat);
+      const at::Tensor x = seeded_normal({summands, columns}, 2).to(at::kFloat);
+      at::set_num_threads(1);
+      const at::Tensor one = few_rows_weighted_sum(weight, x);
+      at::set_num_threads(2);
+      const at::Tensor two = few_rows_weighted_sum(weight, x);
+      at::set_num_threads(threads);
+      EXPECT_TRUE(is_near(one, at::matmul(weight.to(at::kDouble), x.to(at::kDouble)), 2e-6));
+      if (rows <= kFewRows && columns % 8 == 0) {
+        EXPECT_TRUE(is_bit_equal(two, one));
+      }
     }
   }
 }
