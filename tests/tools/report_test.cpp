@@ -175,7 +175,7 @@ TEST(ReportHtml, AnEmptyRunSaysForEachPartWhichCommandFillsIt) {
   input.model_name = "Tiny";
   const std::string html = report_html(input);
   // Quality, memory, heads, sample, data sets; the training part asks for a training run instead.
-  EXPECT_EQ(count_of(html, "Not measured yet."), 5u);
+  EXPECT_EQ(count_of(html, "Not measured yet."), 7u);
   EXPECT_EQ(count_of(html, "run/metrics.jsonl holds no step"), 1u);
   EXPECT_EQ(count_of(html, "{{"), 0u);
 }
