@@ -174,7 +174,7 @@ TEST(ReportHtml, AnEmptyRunSaysForEachPartWhichCommandFillsIt) {
   input.run_dir = "run";
   input.model_name = "Tiny";
   const std::string html = report_html(input);
-  // Quality, memory, heads, sample, data sets; the training part asks for a training run instead.
+  // Quality, memory, heads, sample, data sets, decoding, tasks; the training part asks for a training run instead.
   EXPECT_EQ(count_of(html, "Not measured yet."), 7u);
   EXPECT_EQ(count_of(html, "run/metrics.jsonl holds no step"), 1u);
   EXPECT_EQ(count_of(html, "{{"), 0u);
