@@ -15,8 +15,6 @@ namespace dms {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
-constexpr std::string_view kGzipMagic = "\x1f\x8b";
 constexpr size_t kReadBytes = 1 << 20;
 constexpr size_t kLongestLineBytes = size_t{1} << 30;  // a compressed file may unpack to anything
 
@@ -53,7 +51,7 @@ TextSource examine(const std::string& path) {
   const std::string head = file.read(0, 8192);
   source.is_gzip = head.starts_with(kGzipMagic);
   const std::string inner = source.is_gzip ? source.name.substr(0, source.name.rfind(".gz")) : source.name;
-  if (head.starts_with("PAR1")) {
+  if (head.starts_with(kParquetMagic)) {
     source.format = TextSource::Format::parquet;
   } else if (inner.ends_with(".jsonl") || inner.ends_with(".ndjson")) {
     source.format = TextSource::Format::jsonl;

@@ -10,6 +10,9 @@
 
 namespace dms {
 
+// How such files begin.
+inline constexpr std::string_view kGzipMagic = "\x1f\x8b", kParquetMagic = "PAR1", kByteOrderMark = "\xEF\xBB\xBF";
+
 class InputFile {
  public:
   explicit InputFile(const std::string& path);  // throws UserError

@@ -17,8 +17,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::string_view kGzipMagic = "\x1f\x8b", kParquetMagic = "PAR1", kByteOrderMark = "\xEF\xBB\xBF";
-
 std::string text_of(const std::string& path) {
   std::string text = read_file(path);
   if (text.starts_with(kGzipMagic)) {

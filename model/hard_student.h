@@ -27,6 +27,8 @@ class EvictionPolicy {
 
 // A trained adapter's decisions.
 std::unique_ptr<EvictionPolicy> adapter_policy(const Adapter& adapter, const EvictionOptions& eviction);
+// What baselines of sinks + window keep of a text's beginning.
+inline constexpr int64_t kNumSinks = 4;
 // The first `num_sinks` tokens and the newest ones, `num_live` in all (the current token included).
 // num_sinks = 0 is a sliding window.
 std::unique_ptr<EvictionPolicy> sinks_and_window_policy(int64_t num_kv_heads, int64_t num_sinks, int64_t num_live);

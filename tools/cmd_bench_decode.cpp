@@ -4,14 +4,13 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 
 #include "data/staged_file.h"
 #include "model/kv_format.h"
-#include "recipes/option_value.h"
 #include "recipes/user_error.h"
 #include "tools/bench_decode.h"
+#include "tools/command_options.h"
 #include "tools/commands.h"
 #include "tools/decode_page.h"
 #include "tools/number_text.h"
@@ -86,11 +85,7 @@ std::vector<DecodePoint> points(const DecodeFigures& figures) {
 void run(Flags flags) {
   DecodeBenchmark& benchmark = flags.benchmark;
   if (!flags.kv_budget.empty()) {
-    const std::optional<int64_t> budget = parse_bytes_or_auto(flags.kv_budget);
-    if (!budget || *budget < 0) {
-      throw UserError("--kv-budget", "is '" + flags.kv_budget + "'", {"expected bytes, such as 2GiB"});
-    }
-    benchmark.kv_budget_bytes = *budget;
+    benchmark.kv_budget_bytes = bytes_given("--kv-budget", flags.kv_budget, "2GiB", Auto::refused);
   }
   if (benchmark.batches.empty() == (benchmark.kv_budget_bytes == 0)) {
     throw UserError("--batch", "and --kv-budget: exactly one of the two says how many sequences are decoded");

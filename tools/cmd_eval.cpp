@@ -12,6 +12,7 @@
 #include "data/tokenizer.h"
 #include "model/device_weights.h"
 #include "recipes/user_error.h"
+#include "tools/command_options.h"
 #include "tools/commands.h"
 #include "trainer/evaluate.h"
 #include "trainer/evaluation_json.h"
@@ -99,12 +100,7 @@ void add_eval(CLI::App& program) {
   command->add_option("--max-tokens", flags->max_tokens, "Tokens a file, in evenly spaced windows")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--dtype", flags->dtype, "auto, float32 or bfloat16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
-      ->capture_default_str();
-  command->add_option("--device", flags->device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+  add_compute_options(*command, flags->dtype, flags->device);
   command->add_option("--json", flags->json, "Write all figures to this file");
   command->add_flag("--no-baselines", flags->no_baselines, "Skip the sliding-window and sinks-plus-window baselines");
   command->add_flag("--ignore-base-hash", flags->ignore_base_hash, "Accept adapters trained on other weights");

@@ -4,13 +4,11 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 
 #include "data/staged_file.h"
 #include "model/kv_format.h"
-#include "recipes/option_value.h"
-#include "recipes/user_error.h"
+#include "tools/command_options.h"
 #include "tools/commands.h"
 #include "tools/number_text.h"
 #include "tools/task_run.h"
@@ -61,9 +59,7 @@ nlohmann::ordered_json to_json(const TaskConditions& conditions, const TaskSumma
 }
 
 void run(Flags flags) {
-  const std::optional<int64_t> budget = parse_bytes_or_auto(flags.kv_budget);
-  if (!budget) throw UserError("--kv-budget", "is '" + flags.kv_budget + "'", {"expected bytes, such as 2GiB"});
-  flags.run.kv_budget_bytes = *budget;
+  flags.run.kv_budget_bytes = bytes_given("--kv-budget", flags.kv_budget, "2GiB", Auto::allowed);
   if (!flags.thinking.empty()) flags.run.chat_options.thinking = flags.thinking == "on";
   if (!flags.json.empty()) StagedFile(flags.json);
   const TaskResults file = run_task(flags.run);
@@ -152,15 +148,10 @@ void add_eval_tasks(CLI::App& program) {
   command->add_option("--kv-budget", flags->kv_budget, "Memory for keys and values, such as 2GiB")
       ->capture_default_str()
       ->type_name("BYTES");
-  command->add_option("--dtype", task.dtype, "auto, float32 or bfloat16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
-      ->capture_default_str();
   command->add_option("--kv-dtype", task.kv_dtype, "What keys and values are stored in")
       ->check(CLI::IsMember(kv_dtype_names()))
       ->capture_default_str();
-  command->add_option("--device", task.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+  add_compute_options(*command, task.dtype, task.device);
   command->add_option("--json", flags->json, "Write the summary to this file")->type_name("FILE");
   command->footer(
       "Example:\n  dms eval-tasks --model model --adapters run --task needles --needle-tokens 2048 --out "

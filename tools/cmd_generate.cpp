@@ -16,9 +16,9 @@
 #include "model/device_weights.h"
 #include "model/generator.h"
 #include "model/kv_format.h"
-#include "recipes/option_value.h"
 #include "recipes/strict_json.h"
 #include "recipes/user_error.h"
+#include "tools/command_options.h"
 #include "tools/commands.h"
 #include "tools/number_text.h"
 #include "tools/stop_signal.h"
@@ -140,13 +140,9 @@ void run_generate(const GenerateFlags& flags) {
     prompts.insert(prompts.end(), more.begin(), more.end());
   }
   if (prompts.empty()) throw UserError("--prompt", "is missing", {"give --prompt TEXT or --prompts FILE"});
-  const std::optional<int64_t> budget = parse_bytes_or_auto(flags.kv_budget);
-  if (!budget) throw UserError("--kv-budget", "is '" + flags.kv_budget + "'", {"expected bytes, such as 2GiB"});
-  const std::optional<int64_t> exact_budget =
-      flags.exact_budget.empty() ? std::optional<int64_t>(-1) : parse_bytes_or_auto(flags.exact_budget);
-  if (!exact_budget || (!flags.exact_budget.empty() && *exact_budget < 0)) {
-    throw UserError("--exact-budget", "is '" + flags.exact_budget + "'", {"expected bytes, such as 64MiB"});
-  }
+  const int64_t budget = bytes_given("--kv-budget", flags.kv_budget, "2GiB", Auto::allowed);
+  const int64_t exact_budget =
+      flags.exact_budget.empty() ? -1 : bytes_given("--exact-budget", flags.exact_budget, "64MiB", Auto::refused);
   if (!flags.json.empty()) StagedFile(flags.json);
 
   const auto tokenizer = Tokenizer::load(flags.model);
@@ -173,8 +169,8 @@ void run_generate(const GenerateFlags& flags) {
   GeneratorOptions options;
   options.stop_tokens = config.stop_tokens;
   options.max_batch = flags.max_batch;
-  if (*budget >= 0) options.kv_budget_bytes = *budget;
-  if (*exact_budget >= 0) options.exact_budget_bytes = *exact_budget;
+  if (budget >= 0) options.kv_budget_bytes = budget;
+  if (exact_budget >= 0) options.exact_budget_bytes = exact_budget;
   options.stored_dtype = kv_dtype_named(flags.kv_dtype, source->dtype());
   options.max_positions = longest + flags.max_new_tokens;
 

@@ -15,6 +15,7 @@
 #include "data/tokenizer.h"
 #include "model/device_weights.h"
 #include "recipes/user_error.h"
+#include "tools/command_options.h"
 #include "tools/commands.h"
 #include "trainer/hardware.h"
 #include "trainer/model_tokens.h"
@@ -168,12 +169,7 @@ void add_recall(CLI::App& program) {
       ->capture_default_str()
       ->type_name("N");
   command->add_option("--seed", flags->seed, "Of names, words and numbers")->capture_default_str()->type_name("N");
-  command->add_option("--dtype", flags->dtype, "auto, float32 or bfloat16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
-      ->capture_default_str();
-  command->add_option("--device", flags->device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+  add_compute_options(*command, flags->dtype, flags->device);
   command->add_option("--json", flags->json, "Write all figures to this file")->type_name("FILE");
   command->add_flag("--ignore-base-hash", flags->ignore_base_hash, "Accept adapters trained on other weights");
   command->footer("Example:\n  dms recall --model model --adapters run --data held-out.h5 --sequence-length 2048");

@@ -11,6 +11,7 @@
 #include "data/staged_file.h"
 #include "model/device_weights.h"
 #include "recipes/user_error.h"
+#include "tools/command_options.h"
 #include "tools/commands.h"
 #include "trainer/hardware.h"
 #include "trainer/model_tokens.h"
@@ -94,12 +95,7 @@ void add_retarget(CLI::App& program) {
       ->required()
       ->type_name("DIR");
   command->add_flag("--force", flags->force, "Replace --out");
-  command->add_option("--dtype", flags->dtype, "auto, float32 or bfloat16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
-      ->capture_default_str();
-  command->add_option("--device", flags->device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+  add_compute_options(*command, flags->dtype, flags->device);
   command->footer("Example:\n  dms retarget --model model --adapters run --ratio 5 --data calibration.h5 --out run-5x");
   command->callback([flags] { run(*flags); });
 }

@@ -29,8 +29,6 @@ namespace dms {
 
 namespace {
 
-constexpr int64_t kNumSinks = 4;
-
 // What the harnesses give a task room for.
 int64_t usual_new_tokens(BenchmarkKind kind) { return kind == BenchmarkKind::needles ? 128 : 32768; }
 

@@ -13,7 +13,6 @@ namespace {
 
 // Prefill chunk.  Short enough that the uncompressed part of the cache stays small, long enough for efficient GEMMs.
 constexpr int64_t kChunkTokens = 256;
-constexpr int64_t kNumSinks = 4;
 
 void append_kl(std::vector<float>& all, const at::Tensor& kl_T) {
   const at::Tensor kl = kl_T.to(at::kCPU, at::kFloat).contiguous();

@@ -12,7 +12,6 @@ namespace dms {
 namespace {
 
 constexpr int64_t kChunkTokens = 256;  // as `dms eval` reads
-constexpr int64_t kNumSinks = 4;
 
 class RecallEvaluator {
  public:

@@ -1,0 +1,20 @@
+// Options that several commands have, and what their texts mean.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace CLI {
+class App;
+}
+
+namespace dms {
+
+// --dtype and --device, "auto" unless given.
+void add_compute_options(CLI::App& command, std::string& dtype, std::string& device);
+
+enum class Auto { allowed, refused };
+// The bytes that `flag` was given, -1 for "auto".  Throws UserError, with `example` as what was expected.
+int64_t bytes_given(const std::string& flag, const std::string& text, const std::string& example, Auto automatic);
+
+}  // namespace dms
