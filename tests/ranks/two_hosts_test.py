@@ -7,7 +7,6 @@ usage: two_hosts_test.py DMS REPOSITORY      (skipped, exit code 77, where names
 import json
 import os
 import pathlib
-import random
 import subprocess
 import sys
 import tempfile
@@ -107,7 +106,7 @@ def main():
     try:
         with tempfile.TemporaryDirectory(prefix="dms-hosts-") as name:
             directory = pathlib.Path(name)
-            survive_kills.write_inputs(dms, directory, random.Random(1))
+            survive_kills.write_inputs(dms, directory)
             trains_as_one(directory)
             survives_a_cut(directory, links)
     finally:
