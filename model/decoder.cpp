@@ -6,9 +6,30 @@
 namespace dms {
 
 at::Tensor embed_tokens(WeightSource& source, const std::vector<int32_t>& tokens) {
-  const at::Tensor embedding_VD = source.embedding();
-  const at::Tensor ids_T = at::tensor(at::ArrayRef<int32_t>(tokens.data(), tokens.size()), at::kInt);
-  return embedding_VD.index_select(0, ids_T.to(embedding_VD.device()));
+  return embed_sequences(source, {tokens}).front();
+}
+
+std::vector<at::Tensor> embed_sequences(WeightSource& source, const std::vector<std::vector<int32_t>>& sequences) {
+  std::vector<at::Tensor> ids, embedded;
+  for (const std::vector<int32_t>& tokens : sequences) {
+    ids.push_back(at::tensor(at::ArrayRef<int32_t>(tokens.data(), tokens.size()), at::kInt).to(at::kLong));
+  }
+  const int64_t num_slices = source.num_vocabulary_slices();
+  for (int64_t i = 0; i < num_slices; ++i) {
+    const auto [begin, rows_VD] = source.embedding_slice(i);
+    for (size_t s = 0; s < ids.size(); ++s) {
+      if (num_slices == 1) {
+        embedded.push_back(rows_VD.index_select(0, ids[s].to(rows_VD.device())));
+        continue;
+      }
+      if (i == 0) embedded.push_back(at::empty({ids[s].numel(), rows_VD.size(1)}, rows_VD.options()));
+      const at::Tensor here_n =
+          at::nonzero(at::logical_and(ids[s] >= begin, ids[s] < begin + rows_VD.size(0))).select(1, 0);
+      const at::Tensor rows_n = ids[s].index_select(0, here_n) - begin;
+      embedded[s].index_copy_(0, here_n.to(rows_VD.device()), rows_VD.index_select(0, rows_n.to(rows_VD.device())));
+    }
+  }
+  return embedded;
 }
 
 at::Tensor teacher_layer(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,

@@ -15,6 +15,8 @@ namespace dms {
 
 // Rows of the embedding: the residual stream before layer 0, [T, D].
 at::Tensor embed_tokens(WeightSource& source, const std::vector<int32_t>& tokens);
+// The same for several sequences (or none) in one walk over the embedding's slices.
+std::vector<at::Tensor> embed_sequences(WeightSource& source, const std::vector<std::vector<int32_t>>& sequences);
 
 // What a layer needs besides weights and activations.
 struct SequenceContext {

@@ -38,6 +38,19 @@ at::Tensor DeviceWeights::head() {
   return head_;
 }
 
+// A source that has slices has them because the whole is too large: they are not kept either.
+VocabularySlice DeviceWeights::embedding_slice(int64_t index) {
+  if (num_vocabulary_slices() == 1) return {0, embedding()};
+  const auto [begin, rows_VD] = source_->embedding_slice(index);
+  return {begin, rows_VD.to(device_)};
+}
+
+VocabularySlice DeviceWeights::head_slice(int64_t index) {
+  if (num_vocabulary_slices() == 1) return {0, head()};
+  const auto [begin, rows_VD] = source_->head_slice(index);
+  return {begin, rows_VD.to(device_)};
+}
+
 std::unique_ptr<WeightSource> on_device(std::unique_ptr<WeightSource> source, at::Device device, bool keep) {
   if (device.is_cpu()) return source;
   return std::make_unique<DeviceWeights>(std::move(source), device, keep);

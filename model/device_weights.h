@@ -20,6 +20,9 @@ class DeviceWeights final : public WeightSource {
   at::Tensor embedding() override;
   at::Tensor final_norm() override;
   at::Tensor head() override;
+  int64_t num_vocabulary_slices() const override { return source_->num_vocabulary_slices(); }
+  VocabularySlice embedding_slice(int64_t index) override;
+  VocabularySlice head_slice(int64_t index) override;
 
  private:
   std::unique_ptr<WeightSource> source_;

@@ -23,6 +23,15 @@ struct LayerWeights {
   at::Tensor down_proj;               // [D, I]
 };
 
+// Rows [begin, begin + n) of the embedding or of the head.
+struct VocabularySlice {
+  int64_t begin = 0;
+  at::Tensor rows_VD;
+};
+// Slices begin at multiples of this, the columns of logits that one product computes on a CPU: so that its results do
+// not depend on where slices begin.
+inline constexpr int64_t kVocabularyTile = 1024;
+
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
@@ -33,6 +42,12 @@ class WeightSource {
   virtual at::Tensor embedding() = 0;   // [V, D]
   virtual at::Tensor final_norm() = 0;  // [D]
   virtual at::Tensor head() = 0;        // [V, D]; the embedding when tied
+
+  // The same in slices, in the order of the vocabulary: how a training step reads them, because a source may never hold
+  // them whole.
+  virtual int64_t num_vocabulary_slices() const { return 1; }
+  virtual VocabularySlice embedding_slice(int64_t) { return {0, embedding()}; }
+  virtual VocabularySlice head_slice(int64_t) { return {0, head()}; }
 };
 
 }  // namespace dms

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/weights.h"
 #include "recipes/schema.h"
 #include "trainer/logit_tiles.h"
 
@@ -25,11 +26,18 @@ struct DistillationResult {
   at::Tensor dstudent_TD;  // gradient of gradient_scale * kl_sum with respect to student_TD
 };
 
-// teacher_TD, student_TD: the residual streams after the last layer.  `loss_mask` [T]: 1 = counted; only counted
-// positions are projected onto the vocabulary.
-DistillationResult distill(const HeadWeights& head, const at::Tensor& teacher_TD, const at::Tensor& student_TD,
-                           const std::vector<uint8_t>& loss_mask, const DistillationOptions& options,
-                           double gradient_scale);
+struct DistillationSample {
+  at::Tensor teacher_TD, student_TD;  // the residual streams after the last layer
+  std::vector<uint8_t> loss_mask;     // [T]: 1 = counted; only counted positions are projected onto the vocabulary
+};
+
+// Of each sample, with the head of `source`.  A head in slices is walked up and down once for all samples (there may be
+// none); the results have the bits that a whole head gives.
+std::vector<DistillationResult> distill(WeightSource& source, std::vector<DistillationSample> samples,
+                                        const DistillationOptions& options, double gradient_scale);
+// The kl_sum of each sample alone.
+std::vector<double> kl_sums(WeightSource& source, const std::vector<DistillationSample>& samples,
+                            const DistillationOptions& options);
 
 // Per-position KL(teacher || student), float32, with the other figures that evaluation reports.
 struct HeadComparison {

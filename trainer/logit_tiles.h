@@ -4,12 +4,17 @@
 // on while it is in cache.  What a softmax needs of the whole row is put together from the tiles:
 //   lse = logsumexp over tiles of (m + log sum exp(l - m)),  m the tile's maximum.
 // A tile keeps exp(l - m) in place of the logit l, so that a probability later costs one product, not one exp.
+//
+// The vocabulary is walked twice, up for the KL and down for its gradient.  Where the head is never whole, tiles are
+// computed again on the second walk instead of being kept, which changes no bit.
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include <cstdint>
 #include <vector>
+
+#include "model/weights.h"
 
 namespace dms {
 
@@ -22,37 +27,56 @@ struct HeadWeights {
   double rms_norm_eps = 0.0;
 };
 
+// Memory for tiles of logits, used again for the next chunk.
+class LogitBuffers {
+ public:
+  // For chunks of up to `positions`.  `keep`: every tile of a chunk has its own.
+  LogitBuffers(int64_t positions, bool keep) : positions_(positions), keep_(keep) {}
+  bool keep() const { return keep_; }
+  // [2 * positions, columns] and [positions, columns], for a chunk of `positions`.
+  at::Tensor logits(size_t tile, int64_t positions, int64_t columns, const at::TensorOptions& options);
+  at::Tensor scratch(int64_t positions, int64_t columns, const at::TensorOptions& options);
+
+ private:
+  const int64_t positions_;
+  const bool keep_;
+  std::vector<at::Tensor> logits_;
+  at::Tensor scratch_;
+};
+
 class LogitTiles {
  public:
   // Positions that one chunk may hold: both models' logits together take at most 256 MiB.
   static int64_t max_positions(int64_t vocab_size);
 
-  // Buffers for chunks of up to `positions` positions.
-  LogitTiles(const at::Tensor& head_VD, int64_t positions);
+  // A chunk: normed_*_CD are the normalised final hidden states, the KL is that of softmax(logits / temperature).
+  LogitTiles(const at::Tensor& normed_teacher_CD, const at::Tensor& normed_student_CD, KlDirection direction,
+             double temperature);
+  int64_t num_positions() const { return normed_teacher_CD_.size(0); }
 
-  // KL per position [C], nats, in the direction asked for, of softmax(logits / temperature); normed_*_CD: the normalised
-  // final hidden states.
-  at::Tensor kl(const at::Tensor& normed_teacher_CD, const at::Tensor& normed_student_CD, KlDirection direction,
-                double temperature);
-  // After kl(): the gradient of each position's KL with respect to normed_student, float32 [C, D]; consumes the tiles.
+  // First walk: the head's slices in ascending order; then the KL per position [C], nats.
+  void add(const VocabularySlice& head, LogitBuffers& buffers);
+  at::Tensor kl();
+  // Second walk: the slices in descending order; then the gradient of each position's KL with respect to
+  // normed_student, float32 [C, D].  Buffers that keep tiles may not have served another chunk in between.
+  void add_gradient(const VocabularySlice& head, LogitBuffers& buffers);
   at::Tensor gradient();
 
  private:
   struct Tile {
-    int64_t begin = 0, end = 0;  // of the vocabulary
-    at::Tensor logits_MV;        // teacher rows, then student rows
-    at::Tensor max_M1;
+    int64_t begin = 0;  // in the vocabulary
+    at::Tensor max_M1, lse_M, weighted_difference_C;
   };
+  // Columns [begin, begin + columns) of the slice; leaves exp(l - m) in `logits_MV`.
+  Tile compute(const at::Tensor& normed_MD, const at::Tensor& head_VD, at::Tensor logits_MV,
+               at::Tensor difference_CV) const;
+  void add_gradient(const Tile& tile, const at::Tensor& head_VD, const at::Tensor& logits_MV);
 
-  const at::Tensor head_VD_;
+  const at::Tensor normed_teacher_CD_, normed_student_CD_;
+  const KlDirection direction_;
+  const double temperature_;
   std::vector<Tile> tiles_;
-  at::Tensor scratch_CV_;
-
-  // Of the last kl().
-  KlDirection direction_ = KlDirection::forward;
-  double temperature_ = 1.0;
-  int64_t positions_ = 0;
-  at::Tensor lse_M_, kl_C_;
+  at::Tensor lse_M_, kl_C_, gradient_CD_;
 };
 
 }  // namespace dms

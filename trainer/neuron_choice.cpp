@@ -10,7 +10,6 @@
 #include "model/decoder.h"
 #include "recipes/user_error.h"
 #include "trainer/distill.h"
-#include "trainer/ordered_sum.h"
 #include "trainer/removal_cost.h"
 
 namespace dms {
@@ -91,11 +90,16 @@ at::Tensor masked_layer(const Architecture& a, const LayerWeights& weights, cons
   return finish_layer(a, weights, x_TD, attention.out_BHTd);
 }
 
-double mean_kl(WeightSource& source, const at::Tensor& teacher_TD, const at::Tensor& masked_TD,
-               const std::vector<int32_t>& tokens) {
-  const HeadComparison comparison = compare_heads(
-      {source.final_norm(), source.head(), source.architecture().rms_norm_eps}, teacher_TD, masked_TD, tokens);
-  return ordered_sum(comparison.kl_T) / static_cast<double>(comparison.kl_T.numel());
+// Of each of `masked`, per position.
+std::vector<double> mean_kl(WeightSource& source, const at::Tensor& teacher_TD, const std::vector<at::Tensor>& masked) {
+  const auto num_tokens = static_cast<size_t>(teacher_TD.size(0));
+  std::vector<DistillationSample> samples;
+  for (const at::Tensor& masked_TD : masked) {
+    samples.push_back({teacher_TD, masked_TD, std::vector<uint8_t>(num_tokens, 1)});
+  }
+  std::vector<double> means = kl_sums(source, samples, {});
+  for (double& mean : means) mean /= static_cast<double>(num_tokens);
+  return means;
 }
 
 std::vector<int32_t> first_tokens(const Sample& sample, int64_t count) {
@@ -155,7 +159,7 @@ BorrowingCost borrowing_cost_kl(WeightSource& source, const Adapter& adapter, co
       teacher_TD = teacher_layer(a, weights, teacher_TD, sequence);
       masked_TD = masked_layer(a, weights, adapter, layer, masked_TD, sequence);
     }
-    cost.all = mean_kl(source, teacher_TD, masked_TD, text.tokens);
+    cost.all = mean_kl(source, teacher_TD, {masked_TD}).front();
   }
   // One layer at a time: layer outermost, so that each layer's weights are brought in once for all variants.
   const std::vector<int32_t> few = first_tokens(text, kPerLayerTokens);
@@ -170,9 +174,7 @@ BorrowingCost borrowing_cost_kl(WeightSource& source, const Adapter& adapter, co
     masked.push_back(masked_layer(a, weights, adapter, layer, teacher_TD, sequence));
     teacher_TD = teacher_layer(a, weights, teacher_TD, sequence);
   }
-  for (const at::Tensor& masked_TD : masked) {
-    cost.of_layer_L.push_back(mean_kl(source, teacher_TD, masked_TD, few));
-  }
+  cost.of_layer_L = mean_kl(source, teacher_TD, masked);
   return cost;
 }
 

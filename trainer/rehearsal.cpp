@@ -46,10 +46,11 @@ class CountingRanks : public RankGroup {
 
 // The way of trainer/step.cpp through the weights.
 void visit_weights(WeightSource& source) {
-  const int64_t num_layers = source.architecture().num_layers;
-  source.embedding();
+  const int64_t num_layers = source.architecture().num_layers, num_slices = source.num_vocabulary_slices();
+  for (int64_t i = 0; i < num_slices; ++i) source.embedding_slice(i);
   for (int64_t layer = 0; layer < num_layers; ++layer) source.layer(layer);
-  source.head();
+  for (int64_t i = 0; i < num_slices; ++i) source.head_slice(i);
+  for (int64_t i = num_slices - 1; i >= 0; --i) source.head_slice(i);
   for (int64_t layer = num_layers - 1; layer >= 0; --layer) source.layer(layer);
 }
 

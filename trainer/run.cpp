@@ -76,7 +76,7 @@ class Run {
         ranks_(ranks),
         source_(place_weights(recipe_, ranks)),
         architecture_(source_->architecture()),
-        rope_(make_rope_tables(architecture_, recipe_.trainer.sequence_length, source_->embedding().options())),
+        rope_(make_rope_tables(architecture_, recipe_.trainer.sequence_length, source_->final_norm().options())),
         files_(open_token_files(recipe_.data.train, recipe_.model_path, architecture_)),
         order_(files_, recipe_.trainer.sequence_length, static_cast<uint64_t>(recipe_.trainer.seed)),
         calibration_(files_, recipe_.trainer.sequence_length, calibration_seed(recipe_)),

@@ -1,5 +1,6 @@
 #include "trainer/sharded_weights.h"
 
+#include <algorithm>
 #include <array>
 
 namespace dms {
@@ -25,6 +26,14 @@ std::vector<at::Tensor> tensors_of(const LayerWeights& weights) {
   return tensors;
 }
 
+// As many as a layer has room for.
+int64_t rows_of_a_slice(WeightSource& whole) {
+  int64_t layer_numel = 0;
+  for (const at::Tensor& tensor : tensors_of(whole.layer(0))) layer_numel += tensor.defined() ? tensor.numel() : 0;
+  const int64_t rows = layer_numel / whole.architecture().hidden_size;
+  return std::max(kVocabularyTile, rows / kVocabularyTile * kVocabularyTile);
+}
+
 }  // namespace
 
 const char* name_of(Placement placement) {
@@ -42,10 +51,13 @@ const char* name_of(Placement placement) {
 }
 
 ShardedWeights::ShardedWeights(std::unique_ptr<WeightSource> whole, RankGroup& ranks)
-    : ranks_(ranks), architecture_(whole->architecture()), dtype_(whole->dtype()) {
-  stations_.push_back(shard_of({whole->embedding()}));
+    : ranks_(ranks),
+      architecture_(whole->architecture()),
+      dtype_(whole->dtype()),
+      slice_rows_(rows_of_a_slice(*whole)) {
+  add_slices(whole->embedding());
   for (int64_t i = 0; i < architecture_.num_layers; ++i) stations_.push_back(shard_of(tensors_of(whole->layer(i))));
-  if (!architecture_.tied_embeddings) stations_.push_back(shard_of({whole->head()}));
+  if (!architecture_.tied_embeddings) add_slices(whole->head());
   final_norm_ = whole->final_norm().clone();
 }
 
@@ -56,6 +68,17 @@ ShardedWeights::~ShardedWeights() {
   } catch (const RankLost&) {
     // Whoever waits for something that is needed says so.
   }
+}
+
+void ShardedWeights::add_slices(const at::Tensor& weight_VD) {
+  for (int64_t i = 0; i < num_vocabulary_slices(); ++i) {
+    const int64_t begin = i * slice_rows_, end = std::min(begin + slice_rows_, architecture_.vocab_size);
+    stations_.push_back(shard_of({weight_VD.slice(0, begin, end)}));
+  }
+}
+
+int64_t ShardedWeights::num_vocabulary_slices() const {
+  return (architecture_.vocab_size + slice_rows_ - 1) / slice_rows_;
 }
 
 ShardedWeights::Station ShardedWeights::shard_of(const std::vector<at::Tensor>& tensors) const {
@@ -87,7 +110,14 @@ ShardedWeights::Station ShardedWeights::shard_of(const std::vector<at::Tensor>& 
 
 // A tied head is the embedding again, at the other end of the walk.
 const ShardedWeights::Station& ShardedWeights::stored(int64_t station) const {
-  return stations_[station < static_cast<int64_t>(stations_.size()) ? static_cast<size_t>(station) : 0];
+  const bool is_stored = station < static_cast<int64_t>(stations_.size());
+  return stations_[static_cast<size_t>(is_stored ? station : station - first_head_slice())];
+}
+
+int64_t ShardedWeights::station_after(int64_t before, int64_t station) const {
+  if (station < first_layer()) return station + 1;  // the embedding is only read upwards
+  if (station < before) return station > first_layer() ? station - 1 : 0;
+  return station < last_station() ? station + 1 : station - 1;
 }
 
 at::Tensor ShardedWeights::buffer(int64_t numel) {
@@ -104,17 +134,17 @@ at::Tensor ShardedWeights::buffer(int64_t numel) {
 ShardedWeights::Gathered ShardedWeights::start_gather(int64_t station) {
   const Station& source = stored(station);
   Gathered gathered{station, buffer(source.numel), nullptr};
-  const int64_t layer = station - 1;
-  const std::string what = station == 0                       ? "the embedding"
-                           : layer < architecture_.num_layers ? "the weights of layer " + std::to_string(layer)
-                                                              : "the head";
+  const std::string what = station < first_layer() ? "the embedding"
+                           : station < first_head_slice()
+                               ? "the weights of layer " + std::to_string(station - first_layer())
+                               : "the head";
   gathered.pending = ranks_.start_all_gather(gathered.flat, source.shard, what);
   return gathered;
 }
 
 std::vector<at::Tensor> ShardedWeights::visit(int64_t station) {
   if (current_.station != station) {
-    direction_ = station > current_.station ? 1 : -1;
+    const int64_t before = current_.station;
     if (current_.flat.defined()) buffers_.push_back(std::move(current_.flat));
     current_ = {};
     if (next_.station != station) {  // not the way that was foreseen
@@ -127,9 +157,7 @@ std::vector<at::Tensor> ShardedWeights::visit(int64_t station) {
     current_ = std::move(next_);
     current_.pending = nullptr;
 
-    const int64_t last = architecture_.num_layers + 1;
-    const int64_t ahead = station + direction_;
-    next_ = start_gather(ahead < 0 || ahead > last ? station - direction_ : ahead);
+    next_ = start_gather(station_after(before, station));
   }
   std::vector<at::Tensor> tensors;
   for (const Slot& slot : stored(station).slots) {
@@ -144,13 +172,33 @@ std::vector<at::Tensor> ShardedWeights::visit(int64_t station) {
 }
 
 LayerWeights ShardedWeights::layer(int64_t index) {
-  const std::vector<at::Tensor> tensors = visit(index + 1);
+  const std::vector<at::Tensor> tensors = visit(first_layer() + index);
   LayerWeights weights;
   for (size_t i = 0; i < tensors.size(); ++i) weights.*kLayerTensors[i] = tensors[i];
   return weights;
 }
 
-at::Tensor ShardedWeights::embedding() { return visit(0).front(); }
-at::Tensor ShardedWeights::head() { return visit(architecture_.num_layers + 1).front(); }
+VocabularySlice ShardedWeights::embedding_slice(int64_t index) { return {index * slice_rows_, visit(index).front()}; }
+VocabularySlice ShardedWeights::head_slice(int64_t index) {
+  return {index * slice_rows_, visit(first_head_slice() + index).front()};
+}
+
+at::Tensor ShardedWeights::embedding() {
+  const at::Tensor whole_VD = at::empty({architecture_.vocab_size, architecture_.hidden_size}, final_norm_.options());
+  for (int64_t i = 0; i < num_vocabulary_slices(); ++i) {
+    const auto [begin, rows_VD] = embedding_slice(i);
+    whole_VD.slice(0, begin, begin + rows_VD.size(0)).copy_(rows_VD);
+  }
+  return whole_VD;
+}
+
+at::Tensor ShardedWeights::head() {
+  const at::Tensor whole_VD = at::empty({architecture_.vocab_size, architecture_.hidden_size}, final_norm_.options());
+  for (int64_t i = 0; i < num_vocabulary_slices(); ++i) {
+    const auto [begin, rows_VD] = head_slice(i);
+    whole_VD.slice(0, begin, begin + rows_VD.size(0)).copy_(rows_VD);
+  }
+  return whole_VD;
+}
 
 }  // namespace dms

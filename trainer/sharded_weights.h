@@ -17,10 +17,10 @@ namespace dms {
 enum class Placement { automatic, replicate, shard, host };
 const char* name_of(Placement placement);
 
-// Embedding, layers and head are the stations of a walk that a step goes up and down: the station after the current one
-// is gathered in advance, in the direction of the last move, turning at the ends.  At most two stations are whole at a
-// time, as long as the caller keeps no older one.  layer(), embedding() and head() are collective: all ranks call them
-// in the same order.
+// Slices of the embedding, layers and slices of the head are the stations of a walk: a step goes up it, down to the first
+// layer, and the next one begins with the embedding again.  The station that comes next on it is gathered in advance.
+// No slice is larger than a layer (or kVocabularyTile rows), and at most two stations are whole at a time, as long as
+// the caller keeps no older one.  Asking for a station is collective: all ranks do it in the same order.
 class ShardedWeights : public WeightSource {
  public:
   // Copies this rank's part out of `whole`, one station at a time, and lets go of it.
@@ -30,9 +30,13 @@ class ShardedWeights : public WeightSource {
   const Architecture& architecture() const override { return architecture_; }
   at::ScalarType dtype() const override { return dtype_; }
   LayerWeights layer(int64_t index) override;
+  // Put together from slices, for those who need them whole; a step does not.
   at::Tensor embedding() override;
   at::Tensor final_norm() override { return final_norm_; }
   at::Tensor head() override;
+  int64_t num_vocabulary_slices() const override;
+  VocabularySlice embedding_slice(int64_t index) override;
+  VocabularySlice head_slice(int64_t index) override;
 
  private:
   struct Slot {
@@ -51,6 +55,12 @@ class ShardedWeights : public WeightSource {
   };
 
   Station shard_of(const std::vector<at::Tensor>& tensors) const;
+  void add_slices(const at::Tensor& weight_VD);
+  int64_t first_layer() const { return num_vocabulary_slices(); }
+  int64_t first_head_slice() const { return first_layer() + architecture_.num_layers; }
+  int64_t last_station() const { return first_head_slice() + num_vocabulary_slices() - 1; }
+  // Of the walk, after the move from `before` to `station`.
+  int64_t station_after(int64_t before, int64_t station) const;
   std::vector<at::Tensor> visit(int64_t station);
   const Station& stored(int64_t station) const;
   at::Tensor buffer(int64_t numel);
@@ -59,10 +69,10 @@ class ShardedWeights : public WeightSource {
   RankGroup& ranks_;
   const Architecture architecture_;
   const at::ScalarType dtype_;
+  const int64_t slice_rows_;
   std::vector<Station> stations_;  // embedding, layers, head (absent when tied)
   at::Tensor final_norm_;
   Gathered current_, next_;
-  int64_t direction_ = 1;
   std::vector<at::Tensor> buffers_;  // kept for reuse: fresh pages cost as much as the copy into them
 };
 

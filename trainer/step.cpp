@@ -85,12 +85,16 @@ class TrainingStep {
 
  private:
   void begin(const std::vector<Sample>& batch) {
-    for (const Sample& sample : batch) {
+    std::vector<std::vector<int32_t>> tokens;
+    for (const Sample& sample : batch) tokens.push_back(sample.tokens);
+    std::vector<at::Tensor> embedded = embed_sequences(source_, tokens);
+    for (size_t s = 0; s < batch.size(); ++s) {
+      const Sample& sample = batch[s];
       const int64_t num_tokens = static_cast<int64_t>(sample.tokens.size());
       const int64_t window = options_.eviction.window;
       const DocumentOffsets documents =
           options_.attend_across_documents ? DocumentOffsets{0, num_tokens} : sample.document_offsets;
-      const at::Tensor embedded_TD = embed_tokens(source_, sample.tokens);
+      const at::Tensor embedded_TD = std::move(embedded[s]);
       samples_.push_back({.documents = documents,
                           .rows = StudentRows(adapter_, window, documents),
                           .counted = keys_of_the_loss(options_, num_tokens, documents, embedded_TD.device()),
@@ -152,20 +156,23 @@ class TrainingStep {
   // Returns the KL per counted token and leaves each sample's gradient_FD at the last layer's output.  Outside the
   // student's rows the two models are one: no KL, no gradient.
   double distill_batch(const std::vector<Sample>& batch) {
-    const HeadWeights head{source_.final_norm(), source_.head(), architecture_.rms_norm_eps};
-    std::vector<double> kl_sums;
+    std::vector<DistillationSample> of_samples;
     for (size_t s = 0; s < batch.size(); ++s) {
       SampleState& state = samples_[s];
-      std::vector<uint8_t> row_mask;
+      of_samples.push_back({state.rows.take(state.teacher_TD), state.rows.take(state.student_TD), {}});
       for (const auto& [begin, end] : state.rows.ranges()) {
+        std::vector<uint8_t>& row_mask = of_samples.back().loss_mask;
         row_mask.insert(row_mask.end(), batch[s].loss_mask.begin() + begin, batch[s].loss_mask.begin() + end);
       }
-      DistillationResult sample = distill(head, state.rows.take(state.teacher_TD), state.rows.take(state.student_TD),
-                                          row_mask, options_.distillation, 1.0 / static_cast<double>(num_positions_));
-      kl_sums.push_back(sample.kl_sum);
-      state.gradient_FD = std::move(sample.dstudent_TD);
       state.teacher_TD.reset();
       state.student_TD.reset();
+    }
+    std::vector<double> kl_sums;
+    std::vector<DistillationResult> results =
+        distill(source_, std::move(of_samples), options_.distillation, 1.0 / static_cast<double>(num_positions_));
+    for (size_t s = 0; s < batch.size(); ++s) {
+      kl_sums.push_back(results[s].kl_sum);
+      samples_[s].gradient_FD = std::move(results[s].dstudent_TD);
     }
     return global_sum(kl_sums) / static_cast<double>(num_positions_);
   }

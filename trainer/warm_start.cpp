@@ -24,15 +24,17 @@ struct CalibrationSequence {
 // This rank's share of the first `count` samples.
 std::vector<CalibrationSequence> embed(WeightSource& source, const std::vector<Sample>& samples, size_t count,
                                        bool attend_across_documents, const RankGroup& ranks) {
-  source.embedding();  // by all ranks, those too that have no sequence
   std::vector<CalibrationSequence> sequences;
+  std::vector<std::vector<int32_t>> tokens;
   const auto [begin, end] =
       share_of_rank(static_cast<int64_t>(std::min(count, samples.size())), ranks.rank(), ranks.size());
   for (size_t s = static_cast<size_t>(begin); s < static_cast<size_t>(end); ++s) {
     const auto num_tokens = static_cast<int64_t>(samples[s].tokens.size());
-    sequences.push_back({attend_across_documents ? DocumentOffsets{0, num_tokens} : samples[s].document_offsets,
-                         embed_tokens(source, samples[s].tokens)});
+    sequences.push_back({attend_across_documents ? DocumentOffsets{0, num_tokens} : samples[s].document_offsets, {}});
+    tokens.push_back(samples[s].tokens);
   }
+  const std::vector<at::Tensor> embedded = embed_sequences(source, tokens);  // by ranks, too, that have no sequence
+  for (size_t i = 0; i < sequences.size(); ++i) sequences[i].x_TD = embedded[i];
   return sequences;
 }
 

@@ -151,6 +151,19 @@ TEST_F(RanksTest, AnUntiedHeadAndTheNeuronAdapterAreShardedToo) {
   EXPECT_EQ(trained("sharded", neuron + "trainer.placement=shard --nproc 2"), whole);
 }
 
+TEST_F(RanksTest, ALargeVocabularyIsShardedInSlices) {
+  for (const bool tied : {true, false}) {
+    const TinyModel model{.vocab_size = 2500, .tied_embeddings = tied};  // slices of 1024 rows
+    sandbox_.write("model/model.safetensors", safetensors_bytes(tiny_model_tensors(model)));
+    sandbox_.write("model/config.json", tiny_config_json(model));
+    const std::string name = tied ? "tied" : "untied";
+    const std::string whole = trained(name, "");
+    ASSERT_FALSE(whole.empty());
+    EXPECT_EQ(trained(name + "-2", "trainer.placement=shard --nproc 2"), whole);
+    EXPECT_EQ(trained(name + "-3", "trainer.placement=shard --nproc 3"), whole) << "shares of 2, 3 and 3 samples";
+  }
+}
+
 TEST_F(RanksTest, ResumeOnAnotherNumberOfRanksToTheBit) {
   const std::string whole = trained("whole", "");
   ASSERT_EQ(dms(kTrain + "trainer.schedule=constant --run-dir cut --nproc 2 trainer.steps=2").exit_code, 0);

@@ -14,6 +14,32 @@ namespace {
 constexpr int64_t kHidden = 16, kVocab = 50;
 constexpr double kEps = 1e-5;
 
+// A model that is only a head.
+class HeadSource : public WeightSource {
+ public:
+  HeadSource(const HeadWeights& head, int64_t slice_rows) : head_(head), slice_rows_(slice_rows) {
+    architecture_.vocab_size = head.head_VD.size(0);
+    architecture_.hidden_size = head.head_VD.size(1);
+    architecture_.rms_norm_eps = head.rms_norm_eps;
+  }
+  const Architecture& architecture() const override { return architecture_; }
+  at::ScalarType dtype() const override { return at::kFloat; }
+  LayerWeights layer(int64_t) override { return {}; }
+  at::Tensor embedding() override { return head_.head_VD; }
+  at::Tensor final_norm() override { return head_.final_norm_D; }
+  at::Tensor head() override { return head_.head_VD; }
+  int64_t num_vocabulary_slices() const override { return (architecture_.vocab_size + slice_rows_ - 1) / slice_rows_; }
+  VocabularySlice head_slice(int64_t i) override {
+    const int64_t begin = i * slice_rows_, end = std::min(begin + slice_rows_, architecture_.vocab_size);
+    return {begin, head_.head_VD.slice(0, begin, end).clone()};
+  }
+
+ private:
+  const HeadWeights head_;
+  const int64_t slice_rows_;
+  Architecture architecture_;
+};
+
 struct Case {
   HeadWeights head;
   at::Tensor teacher_TD, student_TD;
@@ -24,6 +50,12 @@ struct Case {
         teacher_TD(seeded_normal({num_tokens, kHidden}, 3).to(at::kFloat)),
         student_TD((teacher_TD + 0.3 * seeded_normal({num_tokens, kHidden}, 4)).to(at::kFloat)) {}
 };
+
+DistillationResult distill_one(const Case& c, const std::vector<uint8_t>& loss_mask, const DistillationOptions& options,
+                               double gradient_scale) {
+  HeadSource whole(c.head, c.head.head_VD.size(0));
+  return distill(whole, {{c.teacher_TD, c.student_TD, loss_mask}}, options, gradient_scale).front();
+}
 
 at::Tensor dense_log_p(const HeadWeights& head, const at::Tensor& x_TD, double temperature) {
   const at::Tensor x = x_TD.to(at::kDouble);
@@ -51,7 +83,7 @@ Expected dense_distill(const Case& c, const std::vector<uint8_t>& loss_mask, con
 
 void expect_dense(const Case& c, const std::vector<uint8_t>& loss_mask, const DistillationOptions& options) {
   constexpr double kScale = 1.0 / 37.0;
-  const DistillationResult actual = distill(c.head, c.teacher_TD, c.student_TD, loss_mask, options, kScale);
+  const DistillationResult actual = distill_one(c, loss_mask, options, kScale);
   const Expected expected = dense_distill(c, loss_mask, options, kScale);
   EXPECT_NEAR(actual.kl_sum, expected.kl_sum, 1e-6 * expected.kl_sum);
   EXPECT_TRUE(is_near(actual.dstudent_TD, expected.gradient_TD, 2e-6));
@@ -80,9 +112,7 @@ TEST(Distill, ScalesByTheTemperatureSquared) {
 
 TEST(Distill, DirectionsDiffer) {
   const Case c(40);
-  const auto kl = [&](KlDirection direction) {
-    return distill(c.head, c.teacher_TD, c.student_TD, all_counted(40), {direction, 1.0}, 1.0).kl_sum;
-  };
+  const auto kl = [&](KlDirection direction) { return distill_one(c, all_counted(40), {direction, 1.0}, 1.0).kl_sum; };
   EXPECT_GT(std::abs(kl(KlDirection::forward) - kl(KlDirection::reverse)), 1e-2 * kl(KlDirection::forward));
 }
 
@@ -91,20 +121,49 @@ TEST(Distill, CountsOnlyTheLossMask) {
   std::vector<uint8_t> mask(260, 0);
   for (size_t t = 1; t < 260; t += 2) mask[t] = 1;  // 130 counted: a chunk and two
   expect_dense(c, mask, {});
-  const at::Tensor gradient = distill(c.head, c.teacher_TD, c.student_TD, mask, {}, 1.0).dstudent_TD;
+  const at::Tensor gradient = distill_one(c, mask, {}, 1.0).dstudent_TD;
   for (int64_t t = 0; t < 260; ++t) EXPECT_EQ(gradient[t].abs().max().item<double>() > 0.0, t % 2 == 1) << t;
 }
 
 TEST(Distill, WithNothingCountedIsZero) {
   const Case c(5);
-  const DistillationResult result = distill(c.head, c.teacher_TD, c.student_TD, std::vector<uint8_t>(5, 0), {}, 1.0);
+  const DistillationResult result = distill_one(c, std::vector<uint8_t>(5, 0), {}, 1.0);
   EXPECT_EQ(result.kl_sum, 0.0);
   EXPECT_TRUE(is_bit_equal(result.dstudent_TD, at::zeros({5, kHidden})));
 }
 
+TEST(Distill, AHeadInSlicesGivesTheBitsOfTheWholeOne) {
+  constexpr int64_t kLargeVocab = 3 * kVocabularyTile + 57;
+  std::vector<DistillationSample> samples;
+  for (int64_t num_tokens : {300, 1, 40}) {
+    const Case c(num_tokens);
+    std::vector<uint8_t> mask = all_counted(num_tokens);
+    if (num_tokens == 1) mask[0] = 0;
+    samples.push_back({c.teacher_TD, c.student_TD, mask});
+  }
+  HeadWeights head = Case(1).head;
+  head.head_VD = seeded_normal({kLargeVocab, kHidden}, 5).to(at::kFloat);
+  HeadSource whole(head, kLargeVocab);
+  for (const KlDirection kl : {KlDirection::forward, KlDirection::reverse}) {
+    const DistillationOptions options{kl, 2.0};
+    const std::vector<DistillationResult> expected = distill(whole, samples, options, 0.1);
+    for (const int64_t slice_rows : {kVocabularyTile, 2 * kVocabularyTile}) {
+      HeadSource slices(head, slice_rows);
+      const std::vector<DistillationResult> actual = distill(slices, samples, options, 0.1);
+      const std::vector<double> sums = kl_sums(slices, samples, options);
+      for (size_t s = 0; s < samples.size(); ++s) {
+        SCOPED_TRACE(s);
+        EXPECT_EQ(actual[s].kl_sum, expected[s].kl_sum);
+        EXPECT_EQ(sums[s], expected[s].kl_sum);
+        EXPECT_TRUE(is_bit_equal(actual[s].dstudent_TD, expected[s].dstudent_TD));
+      }
+    }
+  }
+}
+
 TEST(Distill, RefusesAMaskOfAnotherLength) {
   const Case c(5);
-  EXPECT_THROW(distill(c.head, c.teacher_TD, c.student_TD, all_counted(4), {}, 1.0), c10::Error);
+  EXPECT_THROW(distill_one(c, all_counted(4), {}, 1.0), c10::Error);
 }
 
 TEST(CompareHeads, IsTheDenseComparison) {
