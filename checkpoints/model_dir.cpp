@@ -208,6 +208,9 @@ bool all_finite(const at::Tensor& values) {
   return std::isfinite(smallest.item<double>()) && std::isfinite(largest.item<double>());
 }
 
+// Rows that are looked at before their pages are given back.
+constexpr int64_t kCheckedBytes = int64_t{16} << 20;
+
 class MappedWeights : public WeightSource {
  public:
   MappedWeights(WeightFiles weights, Architecture architecture, at::ScalarType dtype, bool keep)
@@ -253,10 +256,22 @@ class MappedWeights : public WeightSource {
     const at::Tensor stored = weights_.by_tensor.at(name)->tensor(name);
     const at::Tensor converted = stored.to(dtype_);
     // Float16 ends at 65504, so a conversion may overflow where the stored values are sound.
-    if (!ready_.contains(name) && !all_finite(converted)) report_not_finite(name, stored);
+    if (!ready_.contains(name) && !is_sound(name, converted)) report_not_finite(name, stored);
     if (!converted.is_alias_of(stored)) weights_.by_tensor.at(name)->release_pages();  // seen for the last time
     ready_[name] = keep_ ? converted : at::Tensor();
     return converted;
+  }
+
+  // Where pages are not kept, an embedding is looked at in parts: the whole may be larger than what a rank has.
+  bool is_sound(const std::string& name, const at::Tensor& converted) const {
+    if (keep_) return all_finite(converted);
+    const at::Tensor flat = converted.flatten();
+    const int64_t part = kCheckedBytes / flat.element_size();
+    for (int64_t begin = 0; begin < flat.numel(); begin += part) {
+      if (!all_finite(flat.slice(0, begin, std::min(begin + part, flat.numel())))) return false;
+      if (flat.numel() > part) weights_.by_tensor.at(name)->release_pages();
+    }
+    return true;
   }
 
   [[noreturn]] void report_not_finite(const std::string& name, const at::Tensor& stored) const {

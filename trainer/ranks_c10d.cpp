@@ -33,6 +33,8 @@ using StorePtr = c10::intrusive_ptr<c10d::Store>;
 constexpr double kLastWordSeconds = 3.0;
 // A store that took longer is not asked again.
 constexpr double kStoreAnswersSeconds = 5.0;
+// From here on an all-gather is worth a message a rank.
+constexpr size_t kLargeGatherBytes = size_t{64} << 10;
 constexpr const char* kFailureKey = "failure";
 constexpr const char* kEndedKey = "ended";
 
@@ -191,14 +193,29 @@ class C10dRanks : public RankGroup {
   std::unique_ptr<Pending> start_all_gather(const at::Tensor& out, const at::Tensor& mine,
                                             const std::string& what) override {
     at::Tensor output = out.view({-1}), input = mine.view({-1});
-    return pending(what, [&] { return backend_->_allgather_base(output, input); });
+    if (output.nbytes() < kLargeGatherBytes) {
+      return pending(what, [&] { return Works{backend_->_allgather_base(output, input)}; });
+    }
+    // Gloo's own all-gather receives into a temporary as large as `out` and copies; its broadcast works in place.
+    std::vector<at::Tensor> parts = output.chunk(size());
+    parts[static_cast<size_t>(rank())].copy_(input);
+    return pending(what, [&] {
+      Works works;
+      for (int64_t from = 0; from < size(); ++from) {
+        c10d::BroadcastOptions options;
+        options.rootRank = from;
+        std::vector<at::Tensor> part{parts[static_cast<size_t>(from)]};
+        works.push_back(backend_->broadcast(part, options));
+      }
+      return works;
+    });
   }
 
   void broadcast(at::Tensor& tensor, int64_t from, const std::string& what) override {
     c10d::BroadcastOptions options;
     options.rootRank = from;
     std::vector<at::Tensor> tensors{tensor};
-    pending(what, [&] { return backend_->broadcast(tensors, options); })->wait();
+    pending(what, [&] { return Works{backend_->broadcast(tensors, options)}; })->wait();
   }
 
   std::vector<at::Tensor> gather(const at::Tensor& mine, int64_t to, const std::string& what) override {
@@ -210,7 +227,7 @@ class C10dRanks : public RankGroup {
       outputs.emplace_back();
       for (int64_t r = 0; r < size(); ++r) outputs.front().push_back(at::empty_like(inputs.front()));
     }
-    pending(what, [&] { return backend_->gather(outputs, inputs, options); })->wait();
+    pending(what, [&] { return Works{backend_->gather(outputs, inputs, options)}; })->wait();
     return outputs.empty() ? std::vector<at::Tensor>{} : outputs.front();
   }
 
@@ -239,15 +256,18 @@ class C10dRanks : public RankGroup {
     return first;
   }
 
+  using Works = std::vector<c10::intrusive_ptr<c10d::Work>>;
   class Collective : public Pending {
    public:
-    Collective(C10dRanks& ranks, c10::intrusive_ptr<c10d::Work> work, std::string what)
-        : ranks_(ranks), work_(std::move(work)), what_(std::move(what)) {}
-    void wait() override { ranks_.wait(*work_, what_); }
+    Collective(C10dRanks& ranks, Works works, std::string what)
+        : ranks_(ranks), works_(std::move(works)), what_(std::move(what)) {}
+    void wait() override {
+      for (const auto& work : works_) ranks_.wait(*work, what_);
+    }
 
    private:
     C10dRanks& ranks_;
-    const c10::intrusive_ptr<c10d::Work> work_;
+    const Works works_;
     const std::string what_;
   };
 
