@@ -124,15 +124,9 @@ void run_plan(const PlanFlags& flags) {
   const Architecture architecture = read_architecture(recipe.model_path);
   const bool gpu = flags.device != "this";
   if (gpu && recipe.trainer.dtype == ComputeDtype::automatic) recipe.trainer.dtype = ComputeDtype::bfloat16;
-  const bool memory_given = recipe.trainer.memory_limit_bytes >= 0;
   if (recipe.trainer.dtype == ComputeDtype::automatic) settle_dtype(recipe);
   const DeviceRates device = device_of(flags, scalar_type(recipe.trainer.dtype));
-  // "auto" as it would be settled there: the memory of all ranks together, of which a fifth stays free.
-  if (!memory_given) {
-    recipe.trainer.memory_limit_bytes =
-        static_cast<int64_t>(device.memory_bytes * 0.8 * static_cast<double>(flags.num_ranks));
-  }
-  resolve_recipe(recipe, architecture, flags.num_ranks);
+  settle_for_device(recipe, architecture, flags.num_ranks, device);
   const Plan plan = make_plan(recipe, architecture, flags.num_ranks, device);
   print(plan, recipe, device, flags.num_ranks);
   if (!flags.json.empty()) {

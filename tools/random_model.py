@@ -43,10 +43,10 @@ class Shape:
         return shapes
 
     def bytes(self):
-        return 4 * sum(_numel(shape) for shape in self.tensors().values())
+        return 4 * sum(numel(shape) for shape in self.tensors().values())
 
 
-def _numel(shape):
+def numel(shape):
     return shape[0] * (shape[1] if len(shape) == 2 else 1)
 
 
@@ -66,7 +66,7 @@ def write_model(directory, shape=Shape(), seed=5):
     rng = random.Random(seed)
     header, offset = {}, 0
     for name, size in shape.tensors().items():
-        end = offset + 4 * _numel(size)
+        end = offset + 4 * numel(size)
         header[name] = {"dtype": "F32", "shape": size, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
@@ -75,7 +75,7 @@ def write_model(directory, shape=Shape(), seed=5):
         file.write(struct.pack("<Q", len(text)) + text)
         for size in shape.tensors().values():
             mean, deviation = (0.0, size[1] ** -0.5) if len(size) == 2 else (1.0, 0.1)
-            file.write(_values(rng, _numel(size), mean, deviation))
+            file.write(_values(rng, numel(size), mean, deviation))
     config = {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,

@@ -4,6 +4,7 @@
 
 #include "trainer/hardware.h"
 #include "trainer/logit_tiles.h"
+#include "trainer/run.h"
 
 namespace dms {
 
@@ -45,35 +46,53 @@ struct Sizes {
   const int64_t queries, keys;  // H d, G d
 };
 
-// What the teacher's forward pass of one layer and sequence holds: normalised input, q, k, v, attention's output twice,
-// the stream, its normalised form and the MLP's three inner tensors, the output.
+// What the teacher's forward pass of one layer and sequence holds at its widest, when the MLP's last product begins,
+// beside the residual streams: the normalised input, q, k, v, attention's output and the same token by token, the stream
+// between attention and MLP, the MLP's three inner tensors.
 int64_t layer_forward_bytes(const Sizes& s) {
-  return s.tokens * (4 * s.a.hidden_size + 3 * s.queries + 2 * s.keys + 3 * s.a.intermediate_size) * s.element;
+  return s.tokens * (2 * s.a.hidden_size + 3 * s.queries + 2 * s.keys + 3 * s.a.intermediate_size) * s.element;
 }
 
-// What the backward pass of one layer and sequence holds at its widest, beyond what was kept for it: first the MLP's
-// inner tensors and their gradients, then attention's.
+// What the backward pass of one layer and sequence holds at its widest, beyond what was kept for it and the gradient that
+// comes in.  First the MLP: three inner gradients (and the inner tensors, where they are computed again), the gradients
+// of its norm's output and input and a product of the latter; then attention.
 int64_t layer_backward_bytes(const Sizes& s) {
   const ActivationCheckpointing plan = s.recipe.trainer.activation_checkpointing;
   const int64_t window = s.recipe.eviction.window;
-  const int64_t mlp_kept = plan == ActivationCheckpointing::none ? 2 : 0;  // released between the two
+  const int64_t mlp_kept = plan == ActivationCheckpointing::none ? 2 : 0;
   const int64_t mlp = s.rows * ((5 - mlp_kept) * s.a.intermediate_size + 3 * s.a.hidden_size) * s.element;
-  // Both parts' gradients of q, k and v and the far part's widened inputs and outputs; then the norm's.
-  const int64_t attention = s.tokens * (6 * (s.queries + s.keys) + 4 * s.a.hidden_size) * s.element -
-                            s.rows * (mlp_kept * s.a.intermediate_size + s.a.hidden_size) * s.element;
+  // The gradients of attention's output, of the student's rows and with zeros for the others, and of the stream; q in
+  // tiles' order, its gradient and a product; k and v in tiles' order, gathered ones too, four partial sums of their
+  // gradients, and the gradients.  What the MLP kept is released by then.
+  const double gathered =
+      s.recipe.eviction.attention == AttentionPath::dense ? 0.0 : std::min(1.0, 1.0 / s.recipe.compression.final);
+  const int64_t attention =
+      s.rows * (s.queries - mlp_kept * s.a.intermediate_size) * s.element +
+      s.tokens * (3 * s.queries + 12 * s.keys + static_cast<int64_t>(10.0 * gathered * static_cast<double>(s.keys))) *
+          s.element;
   const int64_t computed_again = plan == ActivationCheckpointing::full
                                      ? recorded_layer_bytes(s.a, s.recipe.adapter, window, s.tokens, s.element)
                                      : 0;
   return computed_again + std::max(mlp, attention);
 }
 
+// Logits of a chunk; of each sequence on its way through the head both models' normalised states, what the student's
+// norm keeps, and the gradient.
 int64_t head_bytes(const Sizes& s) {
   if (s.rows <= 0) return 0;
+  constexpr int64_t kFloatBytes = sizeof(float);
   const int64_t most = LogitTiles::max_positions(s.a.vocab_size);
   const int64_t chunks = (s.rows + most - 1) / most, chunk = (s.rows + chunks - 1) / chunks;
-  const int64_t logits = 2 * chunk * s.a.vocab_size * static_cast<int64_t>(sizeof(float));
-  const int64_t states = 5 * s.rows * s.a.hidden_size * s.element;  // both models' normalised, and the gradient
-  return logits + states;
+  const int64_t logits = chunk * (2 * s.a.vocab_size + kVocabularyTile) * kFloatBytes;
+  const int64_t stacked = 2 * chunk * s.a.hidden_size * s.element;
+  const int64_t states = 4 * s.rows * s.a.hidden_size * s.element;
+  if (s.recipe.trainer.placement != Placement::shard) return logits + stacked + states;
+  // All sequences go together: as many chunks as have room keep their logits; of each tile and position there are two
+  // maxima, two sums and a part of the KL.
+  const int64_t kept_chunks = std::min(s.sequences * chunks, most / chunk);
+  const int64_t one_tile = s.sequences * chunks > kept_chunks ? 2 * chunk * kVocabularyTile * kFloatBytes : 0;
+  const int64_t tiles = (s.a.vocab_size + kVocabularyTile - 1) / kVocabularyTile;
+  return kept_chunks * logits + one_tile + stacked + s.sequences * (states + 5 * tiles * s.rows * kFloatBytes);
 }
 
 // The warm start: the streams of this rank's sequences, one layer's features of all sequences on the rank that fits
@@ -101,31 +120,37 @@ RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks) {
   const int64_t all_weights = a.num_parameters() * s.element;
 
   RankBytes bytes;
+  int64_t whole_head = 0;  // there only while logits are computed
   switch (r.trainer.placement) {
     case Placement::shard:
       bytes.weights = all_weights / num_ranks;
-      bytes.buffers = layer + std::max(layer, embedding);  // the current station and the next
+      // The current station and the next: a layer, or a slice of the vocabulary.
+      bytes.buffers = 2 * std::max(layer, std::min(embedding, kVocabularyTile * a.hidden_size * s.element));
       break;
     case Placement::host:
-      bytes.buffers = layer + embedding;  // what a layer leaves goes when the next one comes
+      bytes.buffers = layer;  // what a layer leaves goes when the next one comes
+      whole_head = embedding;
       break;
     default:
       bytes.weights = all_weights;
   }
-  bytes.buffers += 2 * s.tokens * a.head_dim * s.element;                          // the rotary tables
-  const int64_t streams = 2 * s.sequences * s.tokens * a.hidden_size * s.element;  // teacher's and student's
+  bytes.buffers += 2 * s.tokens * a.head_dim * s.element;  // the rotary tables
+  const int64_t stream = s.sequences * s.tokens * a.hidden_size * s.element;
   const int64_t kept = s.sequences * kept_activation_bytes(r.trainer.activation_checkpointing, a, r.adapter,
                                                            r.eviction.window, s.tokens, s.element);
-  const int64_t layer_bytes = std::max(layer_forward_bytes(s), layer_backward_bytes(s));
-  bytes.activations = kept + streams + layer_bytes;
   const int64_t adapter = adapter_numel(r.adapter, a) * static_cast<int64_t>(sizeof(float));
   bytes.adapters = adapter * (1 + s.sequences + num_ranks);  // parameters, a sum a subtree, all ranks' sums
   bytes.optimizer = 2 * adapter;
-  bytes.head = head_bytes(s);
+  // The last layer's forward pass with both models' streams, then the head, then the last layer's backward pass with the
+  // gradient of the student's.
+  const int64_t forward = 2 * stream + layer_forward_bytes(s);
+  const int64_t backward = s.sequences * s.rows * a.hidden_size * s.element + layer_backward_bytes(s);
+  bytes.activations = kept + std::max(forward, backward);
+  bytes.head = head_bytes(s) + whole_head;
   bytes.warm_start = warm_start_bytes(s);
-  const int64_t step = kept + streams + std::max(layer_bytes, bytes.head);
   bytes.total = bytes.weights + bytes.buffers + bytes.adapters + bytes.optimizer +
-                std::max({step, bytes.warm_start, gemm_measurement_bytes(s.element)});
+                std::max({bytes.activations, kept + 2 * stream + bytes.head, bytes.warm_start,
+                          gemm_measurement_bytes(s.element)});
   return bytes;
 }
 
@@ -183,12 +208,12 @@ double executed_flops(const Recipe& r, const Architecture& a) {
   return r.trainer.activation_checkpointing == ActivationCheckpointing::full ? needed * 4.0 / 3.0 : needed;
 }
 
-// Forward and backward each gather every layer once; nothing is sent back.
+// A step gathers every layer twice, the embedding once and the head twice; nothing is sent back.
 double gathered_bytes(const Recipe& r, const Architecture& a, int64_t num_ranks) {
   if (r.trainer.placement != Placement::shard) return 0.0;
   const auto element_bytes = static_cast<double>(c10::elementSize(scalar_type(r.trainer.dtype)));
   const double share = static_cast<double>(num_ranks - 1) / static_cast<double>(num_ranks);
-  return (2.0 * static_cast<double>(a.num_layers * layer_numel(a)) + 2.0 * static_cast<double>(embedding_numel(a))) *
+  return (2.0 * static_cast<double>(a.num_layers * layer_numel(a)) + 3.0 * static_cast<double>(embedding_numel(a))) *
          element_bytes * share;
 }
 
@@ -207,10 +232,14 @@ const std::vector<DeviceRates>& published_devices() {
   return devices;
 }
 
+// Of LibTorch and its libraries, what a training run touches and a process that only plans does not: measured
+// (tools/check_plan.py).
+constexpr int64_t kTouchedByTraining = int64_t{33} << 20;
+
 DeviceRates measure_this_machine(at::ScalarType dtype, int64_t num_ranks) {
   DeviceRates device;
   device.name = "this machine";
-  device.process_bytes = resident_memory_bytes();
+  device.process_bytes = resident_memory_bytes() + kTouchedByTraining;
   device.gemm_flops_per_s = measure_gemm_flops_per_s(dtype) / static_cast<double>(num_ranks);
   device.efficiency = 0.65;  // of the GEMM rate, what steps at 1024 tokens reach
   device.memory_bytes = static_cast<double>(available_memory_bytes()) / static_cast<double>(num_ranks);
@@ -218,6 +247,16 @@ DeviceRates measure_this_machine(at::ScalarType dtype, int64_t num_ranks) {
   device.measured = true;
   device.source = "GEMM and free memory measured just now, shared by all ranks; 1 GB/s between processes assumed";
   return device;
+}
+
+void settle_for_device(Recipe& recipe, const Architecture& architecture, int64_t num_ranks, const DeviceRates& device) {
+  const int64_t given = recipe.trainer.memory_limit_bytes;
+  if (given < 0) {
+    recipe.trainer.memory_limit_bytes =
+        static_cast<int64_t>(device.memory_bytes * 0.8 * static_cast<double>(num_ranks));
+  }
+  resolve_recipe(recipe, architecture, num_ranks);
+  recipe.trainer.memory_limit_bytes = given;
 }
 
 Plan make_plan(const Recipe& recipe, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {

@@ -19,7 +19,7 @@ struct DeviceRates {
   double gemm_flops_per_s = 0.0;  // dense, in the compute dtype
   double efficiency = 0.0;        // share of it that a step reaches
   double memory_bytes = 0.0;      // per rank
-  int64_t process_bytes = 0;      // of it, what a process takes that has loaded LibTorch and done nothing
+  int64_t process_bytes = 0;      // of it, what a process takes whose model is nothing: libraries, threads
   double link_bytes_per_s = 0.0;  // that one rank receives in an all-gather
   bool measured = false;
   std::string source;
@@ -49,6 +49,10 @@ struct Plan {
   int64_t largest_sequence = 0;          // that fits, a multiple of 1024 (of 64 below 1024); 0: none
   std::vector<std::string> suggestions;  // when it does not fit
 };
+
+// Settles what "auto" means on `num_ranks` of such a device, of whose memory a fifth stays free.  Throws UserError when a
+// setting cannot be honoured.
+void settle_for_device(Recipe& recipe, const Architecture& architecture, int64_t num_ranks, const DeviceRates& device);
 
 // `recipe` as it is settled: no "auto".
 Plan make_plan(const Recipe& recipe, const Architecture& architecture, int64_t num_ranks, const DeviceRates& device);
