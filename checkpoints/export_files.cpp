@@ -10,6 +10,7 @@
 
 #include "checkpoints/model_dir.h"
 #include "checkpoints/safetensors.h"
+#include "data/input_file.h"
 #include "data/staged_file.h"
 #include "recipes/user_error.h"
 
@@ -44,10 +45,17 @@ constexpr const char* kCopiedFiles[] = {"tokenizer.json",
                                         "USE_POLICY.md"};
 constexpr const char* kCopiedDirectory = "additional_chat_templates";
 
-void copy_path(const fs::path& from, const fs::path& to) {
-  std::error_code error;
-  fs::copy(from, to, fs::copy_options::recursive, error);
-  if (error) throw IoError(to.string(), "copy " + from.string() + " to", error.value());
+// std::filesystem's copy calls a full disk an input/output error.
+void copy_bytes(const fs::path& from, const fs::path& to) {
+  constexpr uint64_t kBlockBytes = uint64_t{4} << 20;
+  const InputFile input(from.string());
+  StagedFile output(to.string());
+  for (uint64_t begin = 0;; begin += kBlockBytes) {
+    const std::string block = input.read(begin, kBlockBytes);
+    output.write(block);
+    if (block.size() < kBlockBytes) break;
+  }
+  output.commit();
 }
 
 // The dtype in which the base model is stored, as config.json calls it: that of its embedding.
@@ -142,7 +150,7 @@ void write_weights(const ExportInput& input, const std::string& dir, const Named
       if (wanted.empty()) continue;
       write_edited_file(*SafetensorsFile::open(from.string()), wanted, edit, to.string());
     } else {
-      copy_path(from, to);
+      copy_bytes(from, to);
     }
     place(name, &tensors);
   }
@@ -159,11 +167,15 @@ void copy_tokenizer_files(const std::string& model_dir, const std::string& dir) 
   std::error_code ignored;
   for (const char* name : kCopiedFiles) {
     if (fs::is_regular_file(fs::path(model_dir) / name, ignored)) {
-      copy_path(fs::path(model_dir) / name, fs::path(dir) / name);
+      copy_bytes(fs::path(model_dir) / name, fs::path(dir) / name);
     }
   }
   if (fs::is_directory(fs::path(model_dir) / kCopiedDirectory, ignored)) {
-    copy_path(fs::path(model_dir) / kCopiedDirectory, fs::path(dir) / kCopiedDirectory);
+    const fs::path copies = fs::path(dir) / kCopiedDirectory;
+    fs::create_directory(copies);
+    for (const auto& entry : fs::directory_iterator(fs::path(model_dir) / kCopiedDirectory)) {
+      if (entry.is_regular_file()) copy_bytes(entry.path(), copies / entry.path().filename());
+    }
   }
 }
 

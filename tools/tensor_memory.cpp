@@ -13,20 +13,29 @@ namespace {
 
 constexpr size_t kAlignment = 64;  // what LibTorch's kernels expect
 
+// The word before a tensor's data says where its block begins.  malloc's own alignment, 16, leaves room for it.
+void*& block_of(void* data) { return static_cast<void**>(data)[-1]; }
+
+void free_data(void* data) {
+  if (data != nullptr) std::free(block_of(data));
+}
+
+// Data and context are one pointer, without which LibTorch's raw_allocate() refuses an allocator.
 class ReusableMemory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    void* block = nullptr;
     void* data = nullptr;
     if (bytes > 0) {
       TORCH_CHECK(bytes < SIZE_MAX - kAlignment, "a tensor of ", bytes, " bytes");
-      block = std::malloc(bytes + kAlignment);
+      void* block = std::malloc(bytes + kAlignment);
       TORCH_CHECK_WITH(OutOfMemoryError, block != nullptr, "out of memory: no room for a tensor of ", bytes, " bytes");
       const auto address = reinterpret_cast<uintptr_t>(block);
-      data = reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+      data = reinterpret_cast<void*>((address / kAlignment + 1) * kAlignment);
+      block_of(data) = block;
     }
-    return {data, block, &std::free, c10::Device(c10::DeviceType::CPU)};
+    return {data, data, &free_data, c10::Device(c10::DeviceType::CPU)};
   }
+  c10::DeleterFnPtr raw_deleter() const override { return &free_data; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 

@@ -12,16 +12,6 @@ namespace dms {
 
 namespace {
 
-// Rows of logits that exist at a time, per model.  128 rows keep the GEMM at full rate (it streams the head's weights
-// once per chunk) in 25 MB for a vocabulary of 49k and 78 MB for 152k.
-constexpr int64_t kChunkRows = 128;
-
-at::Tensor log_probabilities(const at::Tensor& normed_CD, const at::Tensor& head_VD, double temperature) {
-  at::Tensor logits_CV = at::linear(normed_CD, head_VD).to(at::kFloat);
-  if (temperature != 1.0) logits_CV.div_(temperature);
-  return at::log_softmax(logits_CV, -1);
-}
-
 at::Tensor counted_positions(const std::vector<uint8_t>& loss_mask) {
   std::vector<int64_t> positions;
   for (size_t t = 0; t < loss_mask.size(); ++t) {
@@ -204,30 +194,34 @@ std::vector<double> kl_sums(WeightSource& source, const std::vector<Distillation
 HeadComparison compare_heads(const HeadWeights& head, const at::Tensor& teacher_TD, const at::Tensor& student_TD,
                              const std::vector<int32_t>& tokens) {
   const at::NoGradGuard no_grad;
-  const int64_t num_tokens = teacher_TD.size(0);
+  const int64_t num_tokens = teacher_TD.size(0), vocab_size = head.head_VD.size(0);
   const at::Tensor ids_T =
       at::tensor(at::ArrayRef<int32_t>(tokens.data(), tokens.size()), at::kInt).to(at::kLong).to(teacher_TD.device());
-  std::vector<at::Tensor> kl, same, teacher_nll, student_nll;
-  for (int64_t begin = 0; begin < num_tokens; begin += kChunkRows) {
-    const int64_t end = std::min(begin + kChunkRows, num_tokens);
-    const auto log_p = [&](const at::Tensor& x_TD) {
-      return log_probabilities(rms_norm(x_TD.slice(0, begin, end), head.final_norm_D, head.rms_norm_eps), head.head_VD,
-                               1.0);
+  const at::Tensor next_T = at::cat({ids_T.slice(0, 1), ids_T.slice(0, 0, 1)});  // the last one is not read
+  const auto f32 = at::TensorOptions(teacher_TD.device()).dtype(at::kFloat);
+  HeadComparison comparison{at::empty({num_tokens}, f32), at::empty({num_tokens}, f32), at::empty({num_tokens}, f32),
+                            at::empty({num_tokens}, f32)};
+  const int64_t most = std::min(num_tokens, LogitTiles::max_positions(vocab_size));
+  LogitBuffers buffers(most, true);
+  for (int64_t begin = 0; begin < num_tokens; begin += most) {
+    const int64_t end = std::min(begin + most, num_tokens), rows = end - begin;
+    const at::Tensor teacher_CD = rms_norm(teacher_TD.slice(0, begin, end), head.final_norm_D, head.rms_norm_eps),
+                     student_CD = rms_norm(student_TD.slice(0, begin, end), head.final_norm_D, head.rms_norm_eps);
+    LogitTiles tiles(teacher_CD, student_CD, KlDirection::forward, 1.0);
+    tiles.add({0, head.head_VD}, buffers);
+    comparison.kl_T.slice(0, begin, end).copy_(tiles.kl());
+    const at::Tensor top1_M = tiles.top1_M(buffers, vocab_size);
+    comparison.same_top1_T.slice(0, begin, end).copy_(top1_M.slice(0, 0, rows) == top1_M.slice(0, rows));
+    const at::Tensor next_CD = head.head_VD.index_select(0, next_T.slice(0, begin, end)).to(at::kFloat);
+    const auto nll_C = [&](const at::Tensor& normed_CD, const at::Tensor& lse_C) {
+      return lse_C - at::sum(normed_CD.to(at::kFloat) * next_CD, -1);
     };
-    const at::Tensor log_teacher_CV = log_p(teacher_TD), log_student_CV = log_p(student_TD);
-    kl.push_back(at::sum(at::exp(log_teacher_CV) * (log_teacher_CV - log_student_CV), -1));
-    same.push_back(at::eq(at::argmax(log_teacher_CV, -1), at::argmax(log_student_CV, -1)).to(at::kFloat));
-    const int64_t predicted = std::min(end, num_tokens - 1) - begin;
-    if (predicted > 0) {
-      const at::Tensor next_C1 = ids_T.slice(0, begin + 1, begin + 1 + predicted).unsqueeze(1);
-      teacher_nll.push_back(-log_teacher_CV.slice(0, 0, predicted).gather(1, next_C1).squeeze(1));
-      student_nll.push_back(-log_student_CV.slice(0, 0, predicted).gather(1, next_C1).squeeze(1));
-    }
+    comparison.teacher_nll_T.slice(0, begin, end).copy_(nll_C(teacher_CD, tiles.lse_M().slice(0, 0, rows)));
+    comparison.student_nll_T.slice(0, begin, end).copy_(nll_C(student_CD, tiles.lse_M().slice(0, rows)));
   }
-  const auto join = [](const std::vector<at::Tensor>& parts) {
-    return parts.empty() ? at::empty({0}, at::kFloat) : at::cat(parts);
-  };
-  return {join(kl), join(same), join(teacher_nll), join(student_nll)};
+  comparison.teacher_nll_T = comparison.teacher_nll_T.slice(0, 0, num_tokens - 1);
+  comparison.student_nll_T = comparison.student_nll_T.slice(0, 0, num_tokens - 1);
+  return comparison;
 }
 
 }  // namespace dms

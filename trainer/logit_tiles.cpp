@@ -99,6 +99,22 @@ at::Tensor LogitTiles::kl() {
   return kl_C_;
 }
 
+at::Tensor LogitTiles::top1_M(LogitBuffers& buffers, int64_t vocab_size) const {
+  TORCH_CHECK(direction_ == KlDirection::forward && buffers.keep(), "the logits of this chunk are gone");
+  std::vector<at::Tensor> max_M;
+  for (const Tile& tile : tiles_) max_M.push_back(tile.max_M1.squeeze(1));
+  const at::Tensor best_M = at::argmax(at::stack(max_M), 0);
+  at::Tensor top1_M = at::empty_like(best_M);
+  for (size_t i = 0; i < tiles_.size(); ++i) {
+    const at::Tensor rows_N = at::nonzero(best_M == static_cast<int64_t>(i)).squeeze(1);
+    if (rows_N.numel() == 0) continue;
+    const int64_t end = i + 1 < tiles_.size() ? tiles_[i + 1].begin : vocab_size;
+    const at::Tensor logits_MV = buffers.logits(i, num_positions(), end - tiles_[i].begin, lse_M_.options());
+    top1_M.index_copy_(0, rows_N, at::argmax(logits_MV.index_select(0, rows_N), -1).add_(tiles_[i].begin));
+  }
+  return top1_M;
+}
+
 void LogitTiles::add_gradient(const VocabularySlice& head, LogitBuffers& buffers) {
   if (!gradient_CD_.defined()) gradient_CD_ = at::zeros({num_positions(), head.rows_VD.size(1)}, lse_M_.options());
   const at::Tensor normed_MD = buffers.keep() ? at::Tensor() : at::cat({normed_teacher_CD_, normed_student_CD_});

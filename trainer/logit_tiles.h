@@ -57,6 +57,10 @@ class LogitTiles {
   // First walk: the head's slices in ascending order; then the KL per position [C], nats.
   void add(const VocabularySlice& head, LogitBuffers& buffers);
   at::Tensor kl();
+  // After kl(), of the stacked rows, teacher first [2C]: log sum exp of the logits, and the token with the largest one.
+  const at::Tensor& lse_M() const { return lse_M_; }
+  // Forward direction and buffers that kept this chunk's tiles.
+  at::Tensor top1_M(LogitBuffers& buffers, int64_t vocab_size) const;
   // Second walk: the slices in descending order; then the gradient of each position's KL with respect to
   // normed_student, float32 [C, D].  Buffers that keep tiles may not have served another chunk in between.
   void add_gradient(const VocabularySlice& head, LogitBuffers& buffers);
