@@ -166,6 +166,16 @@ TEST(Distill, RefusesAMaskOfAnotherLength) {
   EXPECT_THROW(distill_one(c, all_counted(4), {}, 1.0), c10::Error);
 }
 
+TEST(LogitTiles, FindsTheLargestLogitAndTheirSumOverAllTiles) {
+  const Case c(40, 2500);
+  LogitTiles tiles(c.head.head_VD, 64);
+  tiles.kl(c.teacher_TD, c.student_TD, KlDirection::forward, 1.0);
+  const at::Tensor logits_MV =
+      at::matmul(at::cat({c.teacher_TD, c.student_TD}).to(at::kDouble), c.head.head_VD.to(at::kDouble).t());
+  EXPECT_TRUE(at::equal(tiles.top1_M(), logits_MV.argmax(-1)));
+  EXPECT_TRUE(is_near(tiles.lse_M(), at::logsumexp(logits_MV, {-1}), 1e-6));
+}
+
 TEST(CompareHeads, IsTheDenseComparison) {
   // The larger vocabulary takes three tiles, the last one short.
   for (const auto& [num_tokens, vocab_size] :
