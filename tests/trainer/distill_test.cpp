@@ -168,11 +168,13 @@ TEST(Distill, RefusesAMaskOfAnotherLength) {
 
 TEST(LogitTiles, FindsTheLargestLogitAndTheirSumOverAllTiles) {
   const Case c(40, 2500);
-  LogitTiles tiles(c.head.head_VD, 64);
-  tiles.kl(c.teacher_TD, c.student_TD, KlDirection::forward, 1.0);
+  LogitTiles tiles(c.teacher_TD, c.student_TD, KlDirection::forward, 1.0);
+  LogitBuffers buffers(64, true);
+  tiles.add({0, c.head.head_VD}, buffers);
+  tiles.kl();
   const at::Tensor logits_MV =
       at::matmul(at::cat({c.teacher_TD, c.student_TD}).to(at::kDouble), c.head.head_VD.to(at::kDouble).t());
-  EXPECT_TRUE(at::equal(tiles.top1_M(), logits_MV.argmax(-1)));
+  EXPECT_TRUE(at::equal(tiles.top1_M(buffers, 2500), logits_MV.argmax(-1)));
   EXPECT_TRUE(is_near(tiles.lse_M(), at::logsumexp(logits_MV, {-1}), 1e-6));
 }
 
