@@ -13,7 +13,8 @@ class AdapterPolicy final : public EvictionPolicy {
   AdapterPolicy(const Adapter& adapter, const EvictionOptions& eviction) : adapter_(adapter), eviction_(eviction) {}
   int64_t window() const override { return eviction_.window; }
   int64_t decision_shift() const override { return eviction_.decision_shift; }
-  AdapterReading read(int64_t layer, const at::Tensor& x_nD, const at::Tensor& normed_nD, int64_t) const override {
+  AdapterReading read(int64_t layer, const at::Tensor& x_nD, const at::Tensor& normed_nD,
+                      const at::Tensor&) const override {
     return adapter_.read(layer, x_nD, normed_nD);
   }
 
@@ -30,10 +31,9 @@ class SinksAndWindowPolicy final : public EvictionPolicy {
         window_(num_live - 1 - num_sinks_) {}
   int64_t window() const override { return window_; }
   int64_t decision_shift() const override { return 0; }
-  AdapterReading read(int64_t, const at::Tensor& x_nD, const at::Tensor&, int64_t first_position) const override {
-    const at::Tensor position_n = at::arange(first_position, first_position + x_nD.size(0), at::kFloat);
-    return {(position_n - static_cast<double>(num_sinks_) + 0.5).unsqueeze(0).expand({num_kv_heads_, x_nD.size(0)}),
-            {}};
+  AdapterReading read(int64_t, const at::Tensor& x_nD, const at::Tensor&, const at::Tensor& position_n) const override {
+    const at::Tensor beyond_sinks_n = position_n.to(at::kFloat) - static_cast<double>(num_sinks_) + 0.5;
+    return {beyond_sinks_n.unsqueeze(0).expand({num_kv_heads_, x_nD.size(0)}), {}};
   }
 
  private:
@@ -45,7 +45,7 @@ class KeepEverythingPolicy final : public EvictionPolicy {
   explicit KeepEverythingPolicy(int64_t num_kv_heads) : num_kv_heads_(num_kv_heads) {}
   int64_t window() const override { return 0; }
   int64_t decision_shift() const override { return 0; }
-  AdapterReading read(int64_t, const at::Tensor& x_nD, const at::Tensor&, int64_t) const override {
+  AdapterReading read(int64_t, const at::Tensor& x_nD, const at::Tensor&, const at::Tensor&) const override {
     return {at::full({num_kv_heads_, x_nD.size(0)}, -1.0, at::kFloat), {}};
   }
 
@@ -73,12 +73,13 @@ at::Tensor hard_student_chunk(WeightSource& source, const EvictionPolicy& policy
   const at::NoGradGuard no_grad;
   const Architecture& a = source.architecture();
   const int64_t first = cache.num_tokens(0);
+  const at::Tensor position_n = at::arange(first, first + x_nD.size(0), at::kLong);
   const RopeTables chunk_rope = rope.slice(first, first + x_nD.size(0));
   at::Tensor x = x_nD;
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const LayerWeights weights = source.layer(layer);
     const at::Tensor normed_nD = rms_norm(x, weights.input_norm, a.rms_norm_eps);
-    const AdapterReading reading = policy.read(layer, x, normed_nD, first);
+    const AdapterReading reading = policy.read(layer, x, normed_nD, position_n);
     if (logits != nullptr) logits->push_back(reading.logit_GT);
     const AttentionInputs in = attention_inputs(a, weights, normed_nD, chunk_rope, reading.query);
     x = finish_layer(a, weights, x, cache.attend(layer, in.q_BHTd, in.k_BGTd, in.v_BGTd, reading.logit_GT));
@@ -92,13 +93,14 @@ at::Tensor hard_student_step(WeightSource& source, const EvictionPolicy& policy,
   const Architecture& a = source.architecture();
   std::vector<int64_t> positions;
   for (const CompactCache* cache : caches) positions.push_back(cache->num_tokens(0));
-  const at::Tensor position_B = at::tensor(positions, at::kLong).to(rope.cos_Td.device());
-  const RopeTables step_rope{rope.cos_Td.index_select(0, position_B), rope.sin_Td.index_select(0, position_B)};
+  const at::Tensor position_B = at::tensor(positions, at::kLong);
+  const at::Tensor row_B = position_B.to(rope.cos_Td.device());
+  const RopeTables step_rope{rope.cos_Td.index_select(0, row_B), rope.sin_Td.index_select(0, row_B)};
   at::Tensor x = x_BD;
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const LayerWeights weights = source.layer(layer);
     const at::Tensor normed_BD = rms_norm(x, weights.input_norm, a.rms_norm_eps);
-    const AdapterReading reading = policy.read(layer, x, normed_BD, positions.front());
+    const AdapterReading reading = policy.read(layer, x, normed_BD, position_B);
     const AttentionInputs in = attention_inputs(a, weights, normed_BD, step_rope, reading.query, few_rows_linear);
     const auto sequence_major = [](const at::Tensor& x_1NBd) { return x_1NBd.squeeze(0).transpose(0, 1); };
     const at::Tensor attention_BHd =

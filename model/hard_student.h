@@ -20,9 +20,9 @@ class EvictionPolicy {
   virtual ~EvictionPolicy() = default;
   virtual int64_t window() const = 0;
   virtual int64_t decision_shift() const = 0;
-  // For the n tokens from `first_position` on.
+  // For n tokens, which may belong to sequences of their own: `position_n` (int64, on the CPU) is where each stands in its.
   virtual AdapterReading read(int64_t layer, const at::Tensor& x_nD, const at::Tensor& normed_nD,
-                              int64_t first_position) const = 0;
+                              const at::Tensor& position_n) const = 0;
 };
 
 // A trained adapter's decisions.

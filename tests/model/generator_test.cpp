@@ -117,6 +117,15 @@ TEST_F(GeneratorTest, WhatASequenceSaysDependsOnNothingElseInTheBatch) {
   EXPECT_LE(last_.peak_allocated_bytes, options_.kv_budget_bytes * 5 / 4);
 }
 
+TEST_F(GeneratorTest, SinksAndWindowKeepEachSequencesOwnSinks) {
+  // The batch's first sequence is past its sinks when the others' stand at the newest position.
+  const auto streaming = sinks_and_window_policy(2, kNumSinks, 9);
+  const auto batch = requests({30, 1, 2, 3}, 40);
+  const auto together = generate(*streaming, batch);
+  options_.max_batch = 1;
+  EXPECT_EQ(generate(*streaming, batch), together);
+}
+
 TEST_F(GeneratorTest, NeverExceedsAnExactBudget) {
   const auto batch = requests({3, 60, 120}, 40);
   const auto free = generate(*policy_, batch);
