@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "model/parallel_tasks.h"
@@ -16,8 +17,11 @@ namespace {
 // What a thread takes at a time: small enough that a few long heads keep all threads busy to the end.
 constexpr int64_t kPartRows = 1024;
 // Rows whose scores are worked on together; keys and values of a block stay in the first-level cache while every query
-// head of the group reads them.
-constexpr int64_t kBlockRows = 64;
+// head of the group reads them, with room for what is on its way.
+constexpr int64_t kBlockRows = 32;
+// Blocks are read in an order that no processor's own prefetching follows, keys and values by turns and several rows at
+// once.  Asked for a block ahead, in step with the computing, they arrive at the memory's full speed: in float32 twice
+// as fast as without.
 // Query heads in registers at once.
 constexpr int kTileHeads = 3;
 
@@ -33,13 +37,14 @@ struct Rows {
   int64_t num_rows;
 };
 
-// R query heads against one block's keys; score[r][n] = scale q[r] . key[n].
+// R query heads against one block's keys; score[r][n] = scale q[r] . key[n].  Prefetches `values`, of the same rows.
 template <int R, class Stored>
-DMS_INLINE void score_block(const float* q, int64_t head_dim, const Stored* keys, const Rows& rows, float scale,
-                            float (*score)[kBlockRows]) {
+DMS_INLINE void score_block(const float* q, int64_t head_dim, const Stored* keys, const Stored* values,
+                            const Rows& rows, float scale, float (*score)[kBlockRows]) {
   F32x4 products[R];
   int64_t n = 0;
   for (; n + 4 <= rows.num_rows; n += 4) {
+    prefetch(values + n * head_dim, 4 * head_dim * static_cast<int64_t>(sizeof(Stored)));
     dot_products<R, 4>(q, head_dim, keys + n * head_dim, head_dim, head_dim, products);
     F32x4 factor{scale, scale, scale, scale};
     if (rows.key_scales != nullptr) {
@@ -80,15 +85,16 @@ DMS_INLINE void exponentiate_block(float* score, int64_t num_rows, float& larges
   sum += sums[0];
 }
 
-// out[r] += sum over rows of weight[r][n] value[n], for W vectors of channels.
+// out[r] += sum over rows of weight[r][n] value[n], for W vectors of channels.  Prefetches these channels of `next_keys`.
 template <int R, int W, class Stored>
-DMS_INLINE void add_values(const float (*weight)[kBlockRows], const Stored* values, int64_t num_rows, int64_t head_dim,
-                           float* out) {
+DMS_INLINE void add_values(const float (*weight)[kBlockRows], const Stored* values, const Stored* next_keys,
+                           int64_t num_rows, int64_t head_dim, float* out) {
   F32x8 sum[R][W];
   for (int r = 0; r < R; ++r) {
     for (int w = 0; w < W; ++w) sum[r][w] = load8(out + r * head_dim + w * kLanes);
   }
   for (int64_t n = 0; n < num_rows; ++n) {
+    prefetch(next_keys + n * head_dim, W * kLanes * static_cast<int64_t>(sizeof(Stored)));
     F32x8 factor[R];
     for (int r = 0; r < R; ++r) factor[r] = broadcast(weight[r][n]);
     for (int w = 0; w < W; ++w) {
@@ -103,9 +109,9 @@ DMS_INLINE void add_values(const float (*weight)[kBlockRows], const Stored* valu
 
 template <int R, class Stored>
 DMS_INLINE void attend_block(const float* q, int64_t head_dim, const Stored* keys, const Stored* values,
-                             const Rows& rows, float scale, const Part& part) {
+                             const Stored* next_keys, const Rows& rows, float scale, const Part& part) {
   alignas(32) float score[R][kBlockRows];
-  score_block<R>(q, head_dim, keys, rows, scale, score);
+  score_block<R>(q, head_dim, keys, values, rows, scale, score);
   for (int r = 0; r < R; ++r) {
     exponentiate_block(score[r], rows.num_rows, part.largest[r], part.sum[r], part.out + r * head_dim, head_dim);
     if (rows.value_scales == nullptr) continue;
@@ -114,9 +120,11 @@ DMS_INLINE void attend_block(const float* q, int64_t head_dim, const Stored* key
   constexpr int kWide = 4;
   int64_t j = 0;
   for (; j + kWide * kLanes <= head_dim; j += kWide * kLanes) {
-    add_values<R, kWide>(score, values + j, rows.num_rows, head_dim, part.out + j);
+    add_values<R, kWide>(score, values + j, next_keys + j, rows.num_rows, head_dim, part.out + j);
   }
-  for (; j < head_dim; j += kLanes) add_values<R, 1>(score, values + j, rows.num_rows, head_dim, part.out + j);
+  for (; j < head_dim; j += kLanes) {
+    add_values<R, 1>(score, values + j, next_keys + j, rows.num_rows, head_dim, part.out + j);
+  }
 }
 
 template <class Stored>
@@ -129,6 +137,8 @@ DMS_INLINE void attend(const DecodeHead& head, int64_t group_size, int64_t head_
   for (int64_t n = first; n < last; n += kBlockRows) {
     const auto* keys = static_cast<const Stored*>(head.keys) + n * head_dim;
     const auto* values = static_cast<const Stored*>(head.values) + n * head_dim;
+    // Of the next block, when that is a whole one; else what is here already stands in for it.
+    const auto* next_keys = n + 2 * kBlockRows <= last ? keys + kBlockRows * head_dim : keys;
     const Rows rows{head.key_scales == nullptr ? nullptr : head.key_scales + n,
                     head.value_scales == nullptr ? nullptr : head.value_scales + n, std::min(kBlockRows, last - n)};
     for (int64_t tile = 0; tile < num_tiles; ++tile) {  // of nearly equal sizes
@@ -136,11 +146,11 @@ DMS_INLINE void attend(const DecodeHead& head, int64_t group_size, int64_t head_
       const float* q = head.q + r * head_dim;
       const Part tile_part{part.out + r * head_dim, part.largest + r, part.sum + r};
       if (count == 3) {
-        attend_block<3>(q, head_dim, keys, values, rows, scale, tile_part);
+        attend_block<3>(q, head_dim, keys, values, next_keys, rows, scale, tile_part);
       } else if (count == 2) {
-        attend_block<2>(q, head_dim, keys, values, rows, scale, tile_part);
+        attend_block<2>(q, head_dim, keys, values, next_keys, rows, scale, tile_part);
       } else {
-        attend_block<1>(q, head_dim, keys, values, rows, scale, tile_part);
+        attend_block<1>(q, head_dim, keys, values, next_keys, rows, scale, tile_part);
       }
     }
   }

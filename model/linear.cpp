@@ -20,12 +20,29 @@ struct FewRows {
   int64_t num_rows, num_weights, length;
 };
 
-// One tile of the result, R x N.
+// Beside each step of 8 channels, as many elements of the N rows from `rows` on, in the order of memory.  Inlined always:
+// a call that only prefetches has no effect in the compiler's eyes, and is removed.
+template <int N, class Stored>
+struct PrefetchRows {
+  const Stored* rows;
+  DMS_INLINE void operator()(int64_t j) const {
+    prefetch(rows + N * j, N * kLanes * static_cast<int64_t>(sizeof(Stored)));
+  }
+};
+
+// One tile of the result, R x N.  `next`: the N rows of weights that will be wanted next, to be prefetched, or null.
 template <int R, int N, class Stored>
-DMS_INLINE void multiply_tile(const FewRows& problem, const Stored* weights, int64_t row, int64_t n) {
+DMS_INLINE void multiply_tile(const FewRows& problem, const Stored* weights, const Stored* next, int64_t row,
+                              int64_t n) {
   F32x4 products[R];
-  dot_products<R, N>(problem.x + row * problem.length, problem.length, weights + n * problem.length, problem.length,
-                     problem.length, products);
+  const float* x = problem.x + row * problem.length;
+  const Stored* these = weights + n * problem.length;
+  if (next != nullptr) {
+    dot_products<R, N>(x, problem.length, these, problem.length, problem.length, products,
+                       PrefetchRows<N, Stored>{next});
+  } else {
+    dot_products<R, N>(x, problem.length, these, problem.length, problem.length, products);
+  }
   for (int r = 0; r < R; ++r) {
     for (int i = 0; i < N; ++i) {
       problem.out[(row + r) * problem.num_weights + n + i] =
@@ -40,12 +57,14 @@ DMS_INLINE void multiply_rows(const FewRows& problem, const Stored* weights, int
   for (int64_t tile = 0; tile < num_tiles; ++tile) {  // of nearly equal sizes
     const int64_t row = tile * problem.num_rows / num_tiles;
     const int64_t count = (tile + 1) * problem.num_rows / num_tiles - row;
+    const bool prefetches = tile == 0 && n + 2 * N <= problem.num_weights;
+    const Stored* next = prefetches ? weights + (n + N) * problem.length : nullptr;
     if (count == 3) {
-      multiply_tile<3, N>(problem, weights, row, n);
+      multiply_tile<3, N>(problem, weights, next, row, n);
     } else if (count == 2) {
-      multiply_tile<2, N>(problem, weights, row, n);
+      multiply_tile<2, N>(problem, weights, next, row, n);
     } else {
-      multiply_tile<1, N>(problem, weights, row, n);
+      multiply_tile<1, N>(problem, weights, next, row, n);
     }
   }
 }

@@ -9,6 +9,7 @@
 #include <c10/core/ScalarType.h>
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -86,13 +87,24 @@ DMS_INLINE F32x4 sum_lanes(const F32x8& a, const F32x8& b, const F32x8& c, const
   return __builtin_shufflevector(abcd, abcd, 0, 1, 2, 3) + __builtin_shufflevector(abcd, abcd, 4, 5, 6, 7);
 }
 
+// Begins to bring memory that will be read soon into the second-level cache.
+DMS_INLINE void prefetch(const void* memory, int64_t num_bytes) {
+  constexpr int64_t kCacheLine = 64;
+  constexpr int kForReading = 0, kSecondLevel = 2;
+  for (int64_t at = 0; at < num_bytes; at += kCacheLine) {
+    __builtin_prefetch(static_cast<const std::byte*>(memory) + at, kForReading, kSecondLevel);
+  }
+}
+
 // The products of R rows of `a` and N rows of `b`, N <= 4, summed over `length` (a multiple of 8) channels; rows lie
-// `a_stride` and `b_stride` elements apart.
-template <int R, int N, class Stored>
+// `a_stride` and `b_stride` elements apart.  alongside(j): what is done beside channels j to j + 7, such as prefetching; to be
+// inlined always.
+template <int R, int N, class Stored, class Alongside>
 DMS_INLINE void dot_products(const float* a, int64_t a_stride, const Stored* b, int64_t b_stride, int64_t length,
-                             F32x4 (&products)[R]) {
+                             F32x4 (&products)[R], const Alongside& alongside) {
   F32x8 sum[R][4] = {};
   for (int64_t j = 0; j < length; j += kLanes) {
+    alongside(j);
     F32x8 b_lanes[N];
     for (int n = 0; n < N; ++n) b_lanes[n] = load8(b + n * b_stride + j);
     for (int r = 0; r < R; ++r) {
@@ -101,6 +113,11 @@ DMS_INLINE void dot_products(const float* a, int64_t a_stride, const Stored* b, 
     }
   }
   for (int r = 0; r < R; ++r) products[r] = sum_lanes(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+}
+template <int R, int N, class Stored>
+DMS_INLINE void dot_products(const float* a, int64_t a_stride, const Stored* b, int64_t b_stride, int64_t length,
+                             F32x4 (&products)[R]) {
+  dot_products<R, N>(a, a_stride, b, b_stride, length, products, [](int64_t) {});
 }
 
 // e^x for x <= 0, to two units in the last place; at and below -87 no smaller than e^-87.  The range reduction and the
