@@ -12,7 +12,7 @@
 #include "tools/bench_decode.h"
 #include "tools/command_options.h"
 #include "tools/commands.h"
-#include "tools/decode_page.h"
+#include "tools/decode_charts.h"
 #include "tools/number_text.h"
 
 namespace dms {
@@ -73,11 +73,11 @@ void print(const DecodeBenchmark& benchmark, const DecodeFigures& figures) {
               figures.threads);
 }
 
-std::vector<DecodePoint> points(const DecodeFigures& figures) {
+std::vector<DecodePoint> points(const DecodeFigures& figures, int64_t budget_bytes) {
   std::vector<DecodePoint> points;
   for (const DecodeRow& row : figures.rows) {
     points.push_back({row.engine == "dms", row.evict, row.context, row.sequences, row.tokens_per_s(),
-                      static_cast<double>(row.kv_bytes)});
+                      static_cast<double>(row.kv_bytes), static_cast<double>(budget_bytes)});
   }
   return points;
 }
@@ -94,9 +94,6 @@ void run(Flags flags) {
     std::sort(list->begin(), list->end());
     list->erase(std::unique(list->begin(), list->end()), list->end());
   }
-  if (!flags.plot.empty() && benchmark.contexts.size() == 1 && benchmark.batches.size() <= 1) {
-    throw UserError("--plot", "draws lines over several contexts or batches", {"give a list, such as --batch 1,4,16"});
-  }
   for (const std::string& file : {flags.json, flags.plot}) {
     if (!file.empty()) StagedFile{file};
   }
@@ -104,7 +101,7 @@ void run(Flags flags) {
       bench_decode(benchmark, [](const std::string& part) { std::fprintf(stderr, "%s ...\n", part.c_str()); });
   print(benchmark, figures);
   if (!flags.json.empty()) write_file(flags.json, to_json(benchmark, figures).dump(2) + "\n");
-  if (!flags.plot.empty()) write_file(flags.plot, decode_page(points(figures)));
+  if (!flags.plot.empty()) write_file(flags.plot, decode_page(points(figures, benchmark.kv_budget_bytes)));
 }
 
 }  // namespace

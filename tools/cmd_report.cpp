@@ -37,8 +37,8 @@ void add_report(CLI::App& program) {
     const std::string out = flags->out.empty() ? flags->run + "/report.html" : flags->out;
     ReportInput input = read_report_input(flags->run, flags->summary, flags->name);
     for (const std::string& path : flags->decode) {
-      const std::vector<DecodeRate> rates = read_decode_rates(path);
-      input.decode.insert(input.decode.end(), rates.begin(), rates.end());
+      const std::vector<DecodePoint> points = read_decode_points(path);
+      input.decode.insert(input.decode.end(), points.begin(), points.end());
     }
     for (const std::string& path : flags->tasks) {
       const std::vector<TaskPoint> points = read_task_points(path);

@@ -141,6 +141,16 @@ Axis x_axis(const std::vector<ChartSeries>& all, const LineChart& chart, int num
     low = std::isfinite(low) ? low : 0;
     high = low + 1;
   }
+  if (chart.x_log2) {
+    Axis axis;
+    axis.log = true;
+    axis.low = low;
+    axis.high = high;
+    for (double value = std::exp2(std::ceil(std::log2(low))); value <= high; value *= 2) {
+      axis.ticks.push_back({value, count_text(std::llround(value))});
+    }
+    return axis;
+  }
   if (low > 0 && low < high / 4) low = 0;
   // Lengths of text are powers of two: then quarters are rounder than tens.
   const double log2_high = std::log2(high);

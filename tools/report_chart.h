@@ -29,6 +29,7 @@ struct LineChart {
     logarithmic,  // values below the lowest tick are drawn on it
   } y_scale = Scale::from_zero;
   std::vector<std::pair<double, std::string>> marks;  // vertical lines with a label
+  bool x_log2 = false;                                // x > 0, with a tick at each power of two
   bool dots = false;                                  // also mark the points
   double band_from = 0, band_to = 0;                  // a shaded range of x; none when equal
   std::string band_label;

@@ -86,18 +86,18 @@ Markup missing(const ReportPage& page, const std::string& command, const std::st
 
 }  // namespace
 
-std::vector<DecodeRate> read_decode_rates(const std::string& path) {
-  std::vector<DecodeRate> rates;
+std::vector<DecodePoint> read_decode_points(const std::string& path) {
+  std::vector<DecodePoint> points;
   const nlohmann::json json = parse_strict_json(read_file(path), path);
   try {
     for (const auto& row : json.at("rows")) {
-      rates.push_back({row.at("evict"), row.at("context"), row.at("sequences"), row.at("tokens_per_s"),
-                       row.at("kv_bytes"), row.at("kv_budget_bytes")});
+      points.push_back({row.at("engine") == "dms", row.at("evict"), row.at("context"), row.at("sequences"),
+                        row.at("tokens_per_s"), row.at("kv_bytes"), row.at("kv_budget_bytes")});
     }
   } catch (const nlohmann::json::exception& error) {
     throw UserError(path, "is not what `dms bench decode --json FILE` wrote", {error.what()});
   }
-  return rates;
+  return points;
 }
 
 std::vector<TaskPoint> read_task_points(const std::string& path) {
@@ -144,25 +144,19 @@ Markup throughput_section(const ReportPage& page) {
                        " --context 8192 --batch 16 --json decode.json",
                    "--decode decode.json");
   }
-  LineChart chart;
-  chart.x_label = "context, tokens";
-  chart.y_label = "tokens per second";
-  chart.series = {{"this model", "dms", {}}, {"original", "sliding", {}}};
-  chart.dots = true;
-  std::vector<DecodeRate> rates = page.in.decode;
-  std::stable_sort(rates.begin(), rates.end(), [](const auto& a, const auto& b) { return a.context < b.context; });
+  std::vector<DecodePoint> points = page.in.decode;
+  std::stable_sort(points.begin(), points.end(), [](const auto& a, const auto& b) { return a.context < b.context; });
   Markup rows;
-  for (const DecodeRate& rate : rates) {
-    chart.series[rate.evict ? 0 : 1].points.emplace_back(static_cast<double>(rate.context), rate.tokens_per_s);
-    rows += page.blocks.fill("decode-row", {{"context", count_text(rate.context)},
-                                            {"engine", rate.evict ? "this model" : "original"},
-                                            {"sequences", count_text(rate.sequences)},
-                                            {"rate", significant_text(rate.tokens_per_s)},
-                                            {"bytes", bytes_text(rate.kv_bytes)}});
+  for (const DecodePoint& point : points) {
+    const bool budgeted = point.kv_budget_bytes > 0;
+    rows += page.blocks.fill("decode-row", {{"context", count_text(point.context)},
+                                            {"engine", decode_engine_name(point)},
+                                            {"budget", budgeted ? bytes_text(point.kv_budget_bytes) : "–"},
+                                            {"sequences", count_text(point.sequences)},
+                                            {"rate", significant_text(point.tokens_per_s)},
+                                            {"bytes", bytes_text(point.kv_bytes)}});
   }
-  chart.description = "Tokens per second of decoding against context; the numbers follow in a table";
-  Markup all;
-  all += figure(page, chart, "Decoding.", "All sequences of the batch together, after a prompt of that length.");
+  Markup all = decode_charts(page.blocks, points);
   all += page.blocks.fill("decode", {{"rows", rows}});
   return all;
 }

@@ -10,8 +10,8 @@
 
 namespace dms {
 
-std::vector<DecodeRate> read_decode_rates(const std::string& path);  // throws UserError
-std::vector<TaskPoint> read_task_points(const std::string& path);    // throws UserError
+std::vector<DecodePoint> read_decode_points(const std::string& path);  // throws UserError
+std::vector<TaskPoint> read_task_points(const std::string& path);      // throws UserError
 
 // The best accuracy at no more than each cost: points of one evictor that no cheaper one of it equals, by rising cost.
 std::vector<std::pair<double, double>> pareto_frontier(std::vector<std::pair<double, double>> cost_and_accuracy);

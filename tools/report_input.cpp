@@ -86,11 +86,21 @@ std::vector<PositionKl> read_positions(const Object& from) {
   return buckets;
 }
 
+std::vector<LastUseKl> read_last_uses(const Object& from) {
+  std::vector<LastUseKl> buckets;
+  from.each("kl_mean_by_last_use", [&](const json& element, const std::string& path) {
+    const Object bucket = from.element(element, path);
+    buckets.push_back(
+        {bucket.integer("from"), bucket.integer("to"), bucket.integer("tokens"), bucket.number("kl_mean")});
+  });
+  return buckets;
+}
+
 BaselineResult read_baseline(const Object& from, const char* key) {
   if (!from.has(key)) return {};
   const Object baseline = from.object(key);
   return {baseline.number("kl_mean"), baseline.number("kl_mean_second_half"), baseline.number("kv_memory_ratio"),
-          read_positions(baseline)};
+          read_positions(baseline), read_last_uses(baseline)};
 }
 
 std::vector<std::vector<double>> read_keep_rates(const Object& from) {
@@ -122,6 +132,9 @@ EvalResult read_eval(const Object& from) {
   eval.kv_memory_ratio = from.number("kv_memory_ratio");
   eval.kv_read_ratio = from.number("kv_read_ratio");
   eval.noise_floor_kl = from.number("noise_floor_kl");
+  eval.kv_live_ratio = from.number("kv_live_ratio");
+  eval.target_ratio = from.number("target_ratio");
+  eval.ratio_drift = from.number("ratio_drift");
   eval.tokens = from.number("tokens");
   eval.sequence_length = from.number("sequence_length");
   eval.window = from.number("window");
@@ -130,6 +143,7 @@ EvalResult read_eval(const Object& from) {
   eval.sliding_window = read_baseline(from, "sliding_window");
   eval.streaming_llm = read_baseline(from, "streaming_llm");
   eval.kl_by_position = read_positions(from);
+  eval.kl_by_last_use = read_last_uses(from);
   eval.keep_rate_LG = read_keep_rates(from);
   from.each("memory_by_length", [&](const json& element, const std::string& path) {
     const Object point = from.element(element, path);

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "tools/decode_charts.h"
 #include "trainer/metrics.h"
 
 namespace dms {
@@ -19,9 +20,15 @@ struct PositionKl {  // the mean over positions from <= t < to
   double kl_mean = kUnknown;
 };
 
+struct LastUseKl {  // trainer/last_use.h; {0, 1}: tokens new to their text
+  int64_t from = 0, to = 0, tokens = 0;
+  double kl_mean = kUnknown;
+};
+
 struct BaselineResult {
   double kl_mean = kUnknown, kl_mean_second_half = kUnknown, kv_memory_ratio = kUnknown;
   std::vector<PositionKl> kl_by_position;
+  std::vector<LastUseKl> kl_by_last_use;
 };
 
 struct MemoryAtLength {
@@ -39,23 +46,18 @@ struct EvalResult {
   double kl_mean = kUnknown, kl_mean_second_half = kUnknown, kl_max = kUnknown, top1_agreement = kUnknown;
   double ppl_teacher = kUnknown, ppl_student = kUnknown;
   double eviction_rate = kUnknown, kv_memory_ratio = kUnknown, kv_read_ratio = kUnknown, noise_floor_kl = kUnknown;
+  double kv_live_ratio = kUnknown, target_ratio = kUnknown, ratio_drift = kUnknown;
   double tokens = kUnknown, sequence_length = kUnknown, window = kUnknown;
   std::string adapter;
   BaselineResult sliding_window, streaming_llm;
   std::vector<PositionKl> kl_by_position;
+  std::vector<LastUseKl> kl_by_last_use;
   std::vector<std::vector<double>> keep_rate_LG;
   std::vector<MemoryAtLength> memory_by_length;
   std::vector<SampleToken> sample;
   int64_t sample_heads_total = 0;
   std::vector<std::pair<std::string, EvalResult>> sets;
   double wall_seconds = kUnknown;  // of everything, download and build included
-};
-
-// One row of `dms bench decode --json`.
-struct DecodeRate {
-  bool evict = false;
-  int64_t context = 0, sequences = 0;
-  double tokens_per_s = 0, kv_bytes = 0, kv_budget_bytes = 0;
 };
 
 // What one results file of `dms eval-tasks` says about answering with a vote of so many samples: costs of a problem.
@@ -79,7 +81,7 @@ struct ReportInput {
   std::vector<StepMetrics> metrics;
   bool has_eval = false;
   EvalResult eval;
-  std::vector<DecodeRate> decode;
+  std::vector<DecodePoint> decode;
   std::vector<TaskPoint> tasks;
 };
 

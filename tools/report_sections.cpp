@@ -157,6 +157,49 @@ Markup position_table(const ReportPage& page) {
   return page.blocks.fill("positions", {{"rows", rows}});
 }
 
+ChartSeries last_use_series(const char* name, const char* style, const std::vector<LastUseKl>& buckets) {
+  ChartSeries series{name, style, {}};
+  for (const LastUseKl& bucket : buckets) {
+    if (bucket.from > 0) series.points.emplace_back(static_cast<double>(bucket.from), bucket.kl_mean);
+  }
+  return series;
+}
+
+Markup last_use_chart(const ReportPage& page) {
+  const EvalResult& eval = page.in.eval;
+  LineChart chart;
+  chart.x_label = "tokens since it last stood, at least";
+  chart.y_label = "KL, nats per token";
+  chart.x_log2 = chart.dots = true;
+  chart.series = {last_use_series(kOwnName, "dms", eval.kl_by_last_use),
+                  last_use_series(kStreamingName, "streaming", eval.streaming_llm.kl_by_last_use),
+                  last_use_series(kSlidingName, "sliding", eval.sliding_window.kl_by_last_use)};
+  std::erase_if(chart.series, [](const ChartSeries& series) { return series.points.empty(); });
+  if (chart.series.empty()) return {};
+  chart.y_scale = fitting_scale(chart.series);
+  chart.description =
+      "KL divergence by how long ago the text last used the token that comes next; the numbers follow in a table";
+  Markup all = figure(page, chart, "KL by distance to the last use.",
+                      "How far back the token that comes next stood last: what a method forgot shows on the right.",
+                      full_width());
+  const auto at = [](const std::vector<LastUseKl>& buckets, size_t i) {
+    return i < buckets.size() ? significant_text(buckets[i].kl_mean) : "–";
+  };
+  Markup rows;
+  for (size_t i = 0; i < eval.kl_by_last_use.size(); ++i) {
+    const LastUseKl& bucket = eval.kl_by_last_use[i];
+    rows += page.blocks.fill(
+        "last-use-row",
+        {{"since", bucket.from == 0 ? "new to the text" : count_text(bucket.from) + " to " + count_text(bucket.to - 1)},
+         {"tokens", count_text(bucket.tokens)},
+         {"dms", significant_text(bucket.kl_mean)},
+         {"streaming", at(eval.streaming_llm.kl_by_last_use, i)},
+         {"sliding", at(eval.sliding_window.kl_by_last_use, i)}});
+  }
+  all += page.blocks.fill("last-use", {{"rows", rows}});
+  return all;
+}
+
 Markup methods_table(const ReportPage& page) {
   const EvalResult& eval = page.in.eval;
   const auto row = [&](const char* style, const char* name, double kl, double second_half, double ratio) {
@@ -194,6 +237,24 @@ ChartSeries curve(const ReportPage& page, const char* name, const char* style,
   return series;
 }
 
+// Whether a threshold found on one text gives other texts the ratio too.
+Markup drift_table(const ReportPage& page) {
+  const EvalResult& eval = page.in.eval;
+  Markup rows;
+  const auto add = [&](const char* style, const std::string& name, const EvalResult& set) {
+    rows +=
+        page.blocks.fill("drift-row", {{"class", style},
+                                       {"name", name},
+                                       {"target", significant_text(set.target_ratio) + "×"},
+                                       {"reached", significant_text(set.kv_live_ratio) + "×"},
+                                       {"drift", (set.ratio_drift >= 0 ? "+" : "") + percent_text(set.ratio_drift)}});
+  };
+  for (const auto& [name, set] : eval.sets) add("", name, set);
+  add("own total", eval.sets.size() > 1 ? "all together" : "held-out text", eval);
+  return page.blocks.fill(
+      "drift", {{"caption", "The threshold was moved for this ratio of keys, on other text."}, {"rows", rows}});
+}
+
 Markup set_row(const ReportPage& page, const std::string& style, const std::string& name, const EvalResult& set) {
   return page.blocks.fill("set-row", {{"class", style},
                                       {"name", name},
@@ -224,6 +285,7 @@ Markup quality_section(const ReportPage& page) {
     all += position_chart(page);
     all += position_table(page);
   }
+  if (!page.in.eval.kl_by_last_use.empty()) all += last_use_chart(page);
   all += methods_table(page);
   return all;
 }
@@ -353,7 +415,10 @@ Markup sets_section(const ReportPage& page) {
   Markup rows;
   for (const auto& [name, set] : eval.sets) rows += set_row(page, "", name, set);
   rows += set_row(page, "own total", eval.sets.size() > 1 ? "all together" : "held-out text", eval);
-  return page.blocks.fill("sets", {{"caption", "Held-out documents that training has not seen."}, {"rows", rows}});
+  Markup all =
+      page.blocks.fill("sets", {{"caption", "Held-out documents that training has not seen."}, {"rows", rows}});
+  if (std::isfinite(eval.target_ratio)) all += drift_table(page);
+  return all;
 }
 
 }  // namespace dms

@@ -59,11 +59,14 @@ class Page(html.parser.HTMLParser):
 
 def evaluation():
     positions = [{"from": 16 * i, "to": 16 * i + 16, "kl_mean": 0.01 * i} for i in range(4)]
-    baseline = {"kl_mean": 0.5, "kl_mean_second_half": 0.7, "kv_memory_ratio": 4.1, "kl_mean_by_position": positions}
+    last_uses = [{"from": 0, "to": 1, "tokens": 9, "kl_mean": 0.5}, {"from": 1, "to": 2, "tokens": 8, "kl_mean": 0.1},
+                 {"from": 16, "to": 32, "tokens": 7, "kl_mean": 0.2}]  # fmt: skip
+    baseline = {"kl_mean": 0.5, "kl_mean_by_last_use": last_uses, "kl_mean_second_half": 0.7, "kv_memory_ratio": 4.1, "kl_mean_by_position": positions}
     return {
         "kl_mean": 0.02, "kl_mean_second_half": 0.03, "kv_memory_ratio": 4.0, "kv_read_ratio": 2.0,
         "ppl_teacher": 10.0, "ppl_student": 10.5, "eviction_rate": 0.8, "noise_floor_kl": 1e-9,
         "top1_agreement": 0.9, "tokens": 64, "sequence_length": 64, "window": 8, "adapter": "linear",
+        "kl_mean_by_last_use": last_uses, "target_ratio": 4.0, "kv_live_ratio": 4.2, "ratio_drift": 0.05,
         "kl_mean_by_position": positions, "sliding_window": baseline, "streaming_llm": baseline,
         "per_layer_head_keep_rate": [[0.1, 0.5], [0.0, 1.0]],
         "memory_by_length": [{"tokens": 32 * i, "dense_bytes": 4096 * i, "allocated_bytes": 1024 * i}
@@ -103,8 +106,10 @@ class ReportPage(unittest.TestCase):
 
     def decode_files(self):
         for context in (1024, 8192):
-            rows = [{"evict": evict, "context": context, "sequences": 4, "tokens_per_s": 1000.0 * (1 + evict) / context,
-                     "kv_bytes": context << 10, "kv_budget_bytes": 0} for evict in (False, True)]  # fmt: skip
+            rows = [{"engine": engine, "evict": evict, "context": context, "sequences": 4, "kv_bytes": context << 10,
+                     "tokens_per_s": 1000.0 * (1 + evict) / context, "kv_budget_bytes": budget}
+                    for engine, evict in (("transformers", False), ("dms", False), ("dms", True))
+                    for budget in (0, 1 << 30)]  # fmt: skip
             path = self.dir / f"decode-{context}.json"
             path.write_text(json.dumps({"rows": rows}))
             yield path
@@ -132,15 +137,31 @@ class ReportPage(unittest.TestCase):
         page = self.report(evaluation(), inference=True)
         self.assertNotIn("dms bench decode --model", self.text)
         tables = re.findall(r"<table>.*?</table>", self.text, re.S)
-        self.assertEqual(len(tables), 5)
+        self.assertEqual(len(tables), 7)
         # The original's best: one sample, 3 of 4. A sample reads 4096 keys of 256 bytes, 1 MiB.
         self.assertIn("At the KV reads of the original&#39;s best (1.00 MiB): original 75%, sinks + window 0%, this model 50%.",
                       self.text)
-        self.assertEqual(len([1 for tag, a in page.tags if tag == "circle" and a["class"] == "dot dms"]), 2 + 3)
+        self.assertEqual(len([1 for tag, a in page.tags if tag == "circle" and a["class"] == "dot dms"]), 2 + 2 + 3 + 4)
+        # Two contexts at an equal budget: the three engines side by side, and what eviction is worth.
+        for style in ["dms", "streaming", "sliding"]:
+            self.assertEqual(len([1 for tag, a in page.tags if tag == "rect" and a["class"] == f"bar {style}"]), 2)
+        self.assertEqual(self.text.count("Speed in 1.00 GiB of KV memory, after 8,192 tokens."), 2)
+        self.assertIn("0.244 tokens/s, 4 sequences, 2.0×", self.text)
+        self.assertIn("transformers, DynamicCache</td><td class=\"number\">1.00 GiB", self.text)
         command = [DMS, "report", "--run", self.run_dir, "--out", self.dir / "r.html", "--tasks", self.dir / "eval.json"]
         refused = subprocess.run(command, capture_output=True, text=True)
         self.assertEqual(refused.returncode, 2)
         self.assertIn("eval.json: holds no answers", refused.stderr)
+
+    def test_the_last_use_and_the_drift_of_the_ratio_are_shown(self):
+        self.report(evaluation())
+        self.assertIn("<tr><th scope=\"row\">16 to 31</th><td class=\"number\">7</td><td class=\"number\">0.200</td>",
+                      self.text)
+        self.assertIn("<tr><th scope=\"row\">new to the text</th><td class=\"number\">9</td>", self.text)
+        self.assertIn("4.00×</td><td class=\"number\">4.20×</td><td class=\"number\">+5%</td>", self.text)
+        without = {key: value for key, value in evaluation().items() if "last_use" not in key and "ratio" not in key}
+        self.report(without | {"kv_memory_ratio": 4.0})
+        self.assertNotIn("Drift", self.text)
 
     def test_tags_nest_and_ids_are_unique_with_and_without_an_evaluation(self):
         for given in [None, {"kl_mean": 0.1, "kv_memory_ratio": 2.0}, evaluation()]:
@@ -189,7 +210,7 @@ class ReportPage(unittest.TestCase):
     def test_tables_have_captions_and_header_cells(self):
         self.report(evaluation())
         tables = re.findall(r"<table>.*?</table>", self.text, re.S)
-        self.assertEqual(len(tables), 3)
+        self.assertEqual(len(tables), 5)
         for table in tables:
             self.assertIn("<caption>", table)
             self.assertIn('scope="col"', table)
