@@ -199,6 +199,8 @@ DecodeFigures bench_decode(const DecodeBenchmark& benchmark, const std::function
   if (!benchmark.adapters.empty()) {
     trained = load_trained_adapter(benchmark.adapters, *source, base_model_hash(benchmark.model));
   }
+  if (benchmark.target.given()) progress("threshold");
+  move_threshold(benchmark.target, "--target-ratio", trained.file.sequence_length, benchmark.model, *source, trained);
   DecodeFigures figures;
   figures.dtype = source->dtype() == at::kBFloat16 ? "bfloat16" : "float32";
   figures.kv_dtype = benchmark.kv_dtype == "auto" ? figures.dtype : benchmark.kv_dtype;

@@ -6,10 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "trainer/target_ratio.h"
+
 namespace dms {
 
 struct DecodeBenchmark {
   std::string model, adapters;  // no adapters: only eviction off
+  TargetRatio target;
   std::string data;  // token file to take prompts from; "" = random tokens
   std::vector<int64_t> contexts;
   std::vector<int64_t> batches;  // one of the two is given

@@ -132,6 +132,7 @@ void add_bench_decode(CLI::App& bench) {
       ->add_option("--distinct", benchmark.distinct, "Prompts read; their caches are copied for the rest of the batch")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
+  add_target_ratio_options(*command, benchmark.target);
   command->add_option("--steps", benchmark.steps, "Timed steps, after two that are not")
       ->check(CLI::PositiveNumber)
       ->capture_default_str()

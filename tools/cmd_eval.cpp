@@ -19,6 +19,7 @@
 #include "trainer/hardware.h"
 #include "trainer/model_tokens.h"
 #include "trainer/progress_line.h"
+#include "trainer/target_ratio.h"
 #include "trainer/trained_adapter.h"
 
 namespace dms {
@@ -32,6 +33,7 @@ struct EvalFlags {
   std::vector<std::string> data;
   int64_t sequence_length = 0, max_tokens = 32768;
   bool no_baselines = false, ignore_base_hash = false;
+  TargetRatio target;
 };
 
 std::vector<std::string> token_texts(const std::string& model_dir, const std::vector<int32_t>& tokens) {
@@ -46,7 +48,7 @@ void run_eval(const EvalFlags& flags) {
   const std::string base_sha256 = flags.ignore_base_hash ? "" : base_model_hash(flags.model);
   const at::Device device = device_named(flags.device);
   const auto source = on_device(open_weights(flags.model, dtype_named(flags.dtype, device)), device);
-  const TrainedAdapter trained = load_trained_adapter(flags.adapters, *source, base_sha256);
+  TrainedAdapter trained = load_trained_adapter(flags.adapters, *source, base_sha256);
   const int64_t length = flags.sequence_length > 0 ? flags.sequence_length : trained.file.sequence_length;
   if (length <= trained.eviction.window + 1) {
     throw UserError("--sequence-length", std::to_string(length) + " leaves no key beyond the evictor's window of " +
@@ -63,6 +65,7 @@ void run_eval(const EvalFlags& flags) {
   // A place that cannot be written to is found out before the work.
   if (!flags.json.empty()) StagedFile(flags.json);
 
+  move_threshold(flags.target, "--target-ratio", length, flags.model, *source, trained);
   EvaluationOptions options;
   options.eviction = trained.eviction;
   options.attend_across_documents = trained.file.attend_across_documents;
@@ -80,9 +83,11 @@ void run_eval(const EvalFlags& flags) {
     finished += static_cast<int64_t>(windows.size()) * (options.with_baselines ? 3 : 1);
   }
   std::fputs(evaluation_table(sets).c_str(), stdout);
+  if (flags.target.given()) std::fputs(("\n" + drift_table(sets, flags.target.ratio)).c_str(), stdout);
   if (flags.json.empty()) return;
-  const EvaluationContext context{trained.file.adapter, trained.file.bias, trained.file.base_model, trained.file.step,
-                                  token_texts(flags.model, sets.front().second.sample_tokens)};
+  const EvaluationContext context{trained.file.adapter,    trained.file.bias,
+                                  trained.file.base_model, trained.file.step,
+                                  flags.target.ratio,      token_texts(flags.model, sets.front().second.sample_tokens)};
   write_file(flags.json, evaluation_json(sets, context));
 }
 
@@ -100,6 +105,7 @@ void add_eval(CLI::App& program) {
   command->add_option("--max-tokens", flags->max_tokens, "Tokens a file, in evenly spaced windows")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  add_target_ratio_options(*command, flags->target);
   add_compute_options(*command, flags->dtype, flags->device);
   command->add_option("--json", flags->json, "Write all figures to this file");
   command->add_flag("--no-baselines", flags->no_baselines, "Skip the sliding-window and sinks-plus-window baselines");

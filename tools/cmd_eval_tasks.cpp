@@ -151,6 +151,7 @@ void add_eval_tasks(CLI::App& program) {
   command->add_option("--kv-dtype", task.kv_dtype, "What keys and values are stored in")
       ->check(CLI::IsMember(kv_dtype_names()))
       ->capture_default_str();
+  add_target_ratio_options(*command, task.target);
   add_compute_options(*command, task.dtype, task.device);
   command->add_option("--json", flags->json, "Write the summary to this file")->type_name("FILE");
   command->footer(

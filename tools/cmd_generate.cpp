@@ -24,6 +24,7 @@
 #include "tools/stop_signal.h"
 #include "trainer/hardware.h"
 #include "trainer/progress_line.h"
+#include "trainer/target_ratio.h"
 #include "trainer/trained_adapter.h"
 
 namespace dms {
@@ -41,6 +42,7 @@ struct GenerateFlags {
   bool chat = false;
   std::string system;
   ChatOptions chat_options;
+  TargetRatio target;
 };
 
 // A text file: a prompt a line.  *.jsonl: an object a line with the text under "prompt".
@@ -154,8 +156,9 @@ void run_generate(const GenerateFlags& flags) {
   std::unique_ptr<EvictionPolicy> policy = keep_everything_policy(kv_heads);
   if (!flags.adapters.empty()) {
     trained = load_trained_adapter(flags.adapters, *source, flags.ignore_base_hash ? "" : base_model_hash(flags.model));
-    policy = adapter_policy(*trained.adapter, trained.eviction);
   }
+  move_threshold(flags.target, "--target-ratio", trained.file.sequence_length, flags.model, *source, trained);
+  if (trained.adapter != nullptr) policy = adapter_policy(*trained.adapter, trained.eviction);
 
   std::vector<GenerationRequest> requests;
   int64_t longest = 0;
@@ -284,6 +287,7 @@ void add_generate(CLI::App& program) {
   command->add_option("--device", flags->device, "Where it is computed")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  add_target_ratio_options(*command, flags->target);
   command->add_option("--json", flags->json, "Also write completions and figures to this file")->type_name("FILE");
   command->add_flag("--ignore-base-hash", flags->ignore_base_hash, "Accept adapters trained on other weights");
   command->footer(

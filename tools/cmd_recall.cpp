@@ -21,6 +21,7 @@
 #include "trainer/model_tokens.h"
 #include "trainer/progress_line.h"
 #include "trainer/recall.h"
+#include "trainer/target_ratio.h"
 #include "trainer/trained_adapter.h"
 
 namespace dms {
@@ -33,6 +34,7 @@ struct Flags {
   int64_t sequence_length = 2048, texts = 8, facts = 8;
   uint64_t seed = 0;
   bool ignore_base_hash = false;
+  TargetRatio target;
 };
 
 using Json = nlohmann::ordered_json;
@@ -128,10 +130,11 @@ std::vector<PlantedText> planted_texts(const Flags& flags, const Architecture& a
 void run_recall(const Flags& flags) {
   const at::Device device = device_named(flags.device);
   const auto source = on_device(open_weights(flags.model, dtype_named(flags.dtype, device)), device);
-  const TrainedAdapter trained =
+  TrainedAdapter trained =
       load_trained_adapter(flags.adapters, *source, flags.ignore_base_hash ? "" : base_model_hash(flags.model));
   const std::vector<PlantedText> texts = planted_texts(flags, source->architecture());
   if (!flags.json.empty()) StagedFile(flags.json);
+  move_threshold(flags.target, "--target-ratio", flags.sequence_length, flags.model, *source, trained);
   RecallRecord record;
   {
     ProgressLine progress;
@@ -169,6 +172,7 @@ void add_recall(CLI::App& program) {
       ->capture_default_str()
       ->type_name("N");
   command->add_option("--seed", flags->seed, "Of names, words and numbers")->capture_default_str()->type_name("N");
+  add_target_ratio_options(*command, flags->target);
   add_compute_options(*command, flags->dtype, flags->device);
   command->add_option("--json", flags->json, "Write all figures to this file")->type_name("FILE");
   command->add_flag("--ignore-base-hash", flags->ignore_base_hash, "Accept adapters trained on other weights");

@@ -18,6 +18,29 @@ void add_compute_options(CLI::App& command, std::string& dtype, std::string& dev
       ->capture_default_str();
 }
 
+void add_target_ratio_options(CLI::App& command, TargetRatio& target) {
+  CLI::Option* ratio = command.add_option("--target-ratio", target.ratio,
+                                          "Move the evictor's threshold so that a text's keys shrink so many times "
+                                          "(default: as trained)");
+  ratio->check(CLI::Range(1.01, 1000.0))->type_name("X");
+  CLI::Option* data = command.add_option("--calibration", target.data,
+                                         "Token files that --target-ratio is found on: not what is measured");
+  data->type_name("FILE")->needs(ratio);
+  ratio->needs(data);
+  command.add_option("--calibration-length", target.sequence_length, "Tokens of each such text")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->needs(ratio);
+  command.add_option("--calibration-tokens", target.max_tokens, "Tokens a file, in evenly spaced texts")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      .add_flag("--per-head-offsets", target.per_head,
+                "An offset for each KV head, so that every head shrinks alike; default: one for the model")
+      ->needs(ratio);
+}
+
 int64_t bytes_given(const std::string& flag, const std::string& text, const std::string& example, Auto automatic) {
   const std::optional<int64_t> bytes = parse_bytes_or_auto(text);
   if (!bytes || (automatic == Auto::refused && *bytes < 0)) {

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "trainer/target_ratio.h"
+
 namespace CLI {
 class App;
 }
@@ -12,6 +14,9 @@ namespace dms {
 
 // --dtype and --device, "auto" unless given.
 void add_compute_options(CLI::App& command, std::string& dtype, std::string& device);
+
+// --target-ratio, --calibration, --calibration-length, --calibration-tokens, --per-head-offsets.
+void add_target_ratio_options(CLI::App& command, TargetRatio& target);
 
 enum class Auto { allowed, refused };
 // The bytes that `flag` was given, -1 for "auto".  Throws UserError, with `example` as what was expected.

@@ -73,6 +73,8 @@ Evictor evictor_of(const TaskRun& run, WeightSource& source) {
     evictor.policy = sinks_and_window_policy(kv_heads, kNumSinks, run.streaming_keys);
   } else if (!run.adapters.empty()) {
     evictor.trained = load_trained_adapter(run.adapters, source, base_model_hash(run.model));
+    move_threshold(run.target, "--target-ratio", evictor.trained.file.sequence_length, run.model, source,
+                   evictor.trained);
     evictor.policy = adapter_policy(*evictor.trained.adapter, evictor.trained.eviction);
   } else {
     evictor.policy = keep_everything_policy(kv_heads);
@@ -86,6 +88,9 @@ class Asking {
       : run_(run), kind_(benchmark_named(run.task)), tokenizer_(Tokenizer::load(run.model)) {
     if (run.streaming_keys > 0 && !run.adapters.empty()) {
       throw UserError("--streaming-keys", "is a baseline of its own: it goes without --adapters");
+    }
+    if (run.target.given() && run.adapters.empty()) {
+      throw UserError("--target-ratio", "moves an evictor's threshold", {"give --adapters"});
     }
     items_ = items_of(run, kind_, *tokenizer_);
     // Of all questions, asked or not: a larger limit goes on with the same file.

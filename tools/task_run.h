@@ -8,13 +8,15 @@
 #include "data/benchmark.h"
 #include "data/chat_template.h"
 #include "data/needles.h"
+#include "trainer/target_ratio.h"
 #include "trainer/task_results.h"
 
 namespace dms {
 
 struct TaskRun {
   std::string model, adapters;  // no adapters: nothing is evicted
-  int64_t streaming_keys = 0;   // > 0: sinks + window with as many keys a head, instead of adapters
+  TargetRatio target;
+  int64_t streaming_keys = 0;  // > 0: sinks + window with as many keys a head, instead of adapters
   std::string task, data, out;
   std::string needle_text;  // file
   NeedleOptions needles;

@@ -5,6 +5,7 @@
 #include "model/decoder.h"
 #include "model/hard_student.h"
 #include "trainer/distill.h"
+#include "trainer/last_use.h"
 #include "trainer/ordered_sum.h"
 
 namespace dms {
@@ -57,6 +58,8 @@ class Evaluator {
       teacher_TD.push_back(run_teacher(window));
       const HeadComparison comparison = run_method(*trained, window, teacher_TD.back(), record_.student, &record_);
       record_.teacher_nll_sum += ordered_sum(comparison.teacher_nll_T);
+      const std::vector<int32_t> last_use = distances_to_last_use(window.tokens, documents_of(window));
+      record_.last_use.insert(record_.last_use.end(), last_use.begin(), last_use.end());
       if (i == 0) measure_noise_floor(window, teacher_TD.back());
       progress(i + 1, total);
     }
@@ -227,6 +230,7 @@ void EvaluationRecord::append(const EvaluationRecord& other) {
   student.append(other.student);
   sliding_window.append(other.sliding_window);
   streaming_llm.append(other.streaming_llm);
+  last_use.insert(last_use.end(), other.last_use.begin(), other.last_use.end());
   teacher_nll_sum += other.teacher_nll_sum;
   for (size_t layer = 0; layer < kept.size(); ++layer) {
     for (size_t g = 0; g < kept[layer].size(); ++g) {

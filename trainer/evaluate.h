@@ -32,6 +32,7 @@ struct MethodRecord {
 struct EvaluationRecord {
   int64_t sequence_length = 0, window = 0, num_windows = 0;
   MethodRecord student, sliding_window, streaming_llm;
+  std::vector<int32_t> last_use;  // of each position of a method's kl: trainer/last_use.h
   double teacher_nll_sum = 0.0;
   std::vector<std::vector<double>> kept, counted;  // [L][G] over keys that have a far query
   struct MemoryAtLength {

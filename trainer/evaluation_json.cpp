@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <span>
 
+#include "trainer/last_use.h"
+
 namespace dms {
 
 namespace {
@@ -38,6 +40,11 @@ double kl_quantile(std::vector<float> kl, double fraction) {
 
 double ratio(double numerator, double denominator) { return denominator == 0.0 ? 0.0 : numerator / denominator; }
 
+// Dense over live bytes at the ends of the sequences.
+double live_ratio(const MethodRecord& m) {
+  return ratio(static_cast<double>(m.dense_bytes), static_cast<double>(m.live_bytes));
+}
+
 ordered_json by_position(const std::vector<float>& kl, int64_t sequence_length) {
   ordered_json bins = ordered_json::array();
   const int64_t num_bins = std::min(kPositionBins, sequence_length);
@@ -48,11 +55,22 @@ ordered_json by_position(const std::vector<float>& kl, int64_t sequence_length) 
   return bins;
 }
 
-ordered_json method_json(const MethodRecord& m, int64_t sequence_length) {
+ordered_json by_last_use(const MethodRecord& m, const EvaluationRecord& r) {
+  ordered_json buckets = ordered_json::array();
+  for (const LastUseBucket& bucket : kl_by_last_use(m.kl, r.last_use)) {
+    buckets.push_back(
+        {{"from", bucket.from}, {"to", bucket.to}, {"tokens", bucket.num_tokens}, {"kl_mean", bucket.kl_mean}});
+  }
+  return buckets;
+}
+
+ordered_json method_json(const MethodRecord& m, const EvaluationRecord& r) {
+  const int64_t sequence_length = r.sequence_length;
   return {{"kl_mean", kl_between(m.kl, sequence_length, 0, sequence_length)},
           {"kl_mean_second_half", kl_between(m.kl, sequence_length, sequence_length / 2, sequence_length)},
           {"kv_memory_ratio", ratio(static_cast<double>(m.dense_bytes), static_cast<double>(m.allocated_bytes))},
           {"kl_mean_by_position", by_position(m.kl, sequence_length)},
+          {"kl_mean_by_last_use", by_last_use(m, r)},
           {"ppl", std::exp(ratio(m.nll_sum, static_cast<double>(m.nll_count)))}};
 }
 
@@ -86,16 +104,22 @@ ordered_json record_json(const EvaluationRecord& r, const EvaluationContext& con
       {"kl_max", s.kl.empty() ? 0.0 : static_cast<double>(*std::max_element(s.kl.begin(), s.kl.end()))},
       {"top1_agreement", ratio(s.same_top1, num_tokens)},
       {"kl_mean_by_position", by_position(s.kl, r.sequence_length)},
+      {"kl_mean_by_last_use", by_last_use(s, r)},
       {"ppl_teacher", std::exp(ratio(r.teacher_nll_sum, static_cast<double>(s.nll_count)))},
       {"ppl_student", std::exp(ratio(s.nll_sum, static_cast<double>(s.nll_count)))},
       {"eviction_rate", eviction_rate(r)},
       {"kv_memory_ratio", ratio(static_cast<double>(s.dense_bytes), static_cast<double>(s.allocated_bytes))},
       {"kv_read_ratio", ratio(static_cast<double>(s.dense_keys_read), static_cast<double>(s.keys_read))},
       {"allocated_over_live_bytes", ratio(static_cast<double>(s.allocated_bytes), static_cast<double>(s.live_bytes))}};
+  json["kv_live_ratio"] = live_ratio(s);
+  if (context.target_ratio > 0.0) {
+    json["target_ratio"] = context.target_ratio;
+    json["ratio_drift"] = live_ratio(s) / context.target_ratio - 1.0;
+  }
   if (r.baseline_live_keys > 0) {
     json["baseline_live_keys"] = r.baseline_live_keys;
-    json["sliding_window"] = method_json(r.sliding_window, r.sequence_length);
-    json["streaming_llm"] = method_json(r.streaming_llm, r.sequence_length);
+    json["sliding_window"] = method_json(r.sliding_window, r);
+    json["streaming_llm"] = method_json(r.streaming_llm, r);
   }
   json["per_layer_head_keep_rate"] = keep_rates(r);
   ordered_json memory = ordered_json::array();
@@ -144,6 +168,22 @@ std::string evaluation_json(const std::vector<std::pair<std::string, EvaluationR
   if (!context.sample_texts.empty()) json["sample"] = sample_json(sets.front().second, context);
   // Token texts may end inside a character; such bytes become U+FFFD.
   return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+std::string drift_table(const std::vector<std::pair<std::string, EvaluationRecord>>& sets, double target_ratio) {
+  std::string table;
+  char line[256];
+  std::snprintf(line, sizeof(line), "target %-17.2f %8s %10s\n", target_ratio, "live", "drift");
+  table += line;
+  const auto add_row = [&](const std::string& name, const EvaluationRecord& r) {
+    const double reached = live_ratio(r.student);
+    std::snprintf(line, sizeof(line), "%-24s %7.2fx %+9.1f%%\n", name.c_str(), reached,
+                  100.0 * (reached / target_ratio - 1.0));
+    table += line;
+  };
+  for (const auto& [name, record] : sets) add_row(name, record);
+  if (sets.size() > 1) add_row("all", pooled(sets));
+  return table;
 }
 
 std::string evaluation_table(const std::vector<std::pair<std::string, EvaluationRecord>>& sets) {

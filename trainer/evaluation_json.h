@@ -14,6 +14,7 @@ struct EvaluationContext {
   std::string adapter_bias;
   std::string model;
   int64_t step = 0;
+  double target_ratio = 0.0;  // that the threshold was moved for; 0: as trained
   // The text of each sample token, in order; may be empty.
   std::vector<std::string> sample_texts;
 };
@@ -24,5 +25,7 @@ std::string evaluation_json(const std::vector<std::pair<std::string, EvaluationR
 
 // The pooled figures that a person wants to see, as a small table.
 std::string evaluation_table(const std::vector<std::pair<std::string, EvaluationRecord>>& sets);
+// How far each set's live keys are from the ratio that was asked for.
+std::string drift_table(const std::vector<std::pair<std::string, EvaluationRecord>>& sets, double target_ratio);
 
 }  // namespace dms

@@ -77,10 +77,9 @@ AdapterFile to_adapter_file(const Adapter& adapter, const Recipe& recipe, const 
   return file;
 }
 
-TrainedAdapter load_trained_adapter(const std::string& dir, WeightSource& source,
-                                    const std::string& expected_base_sha256) {
-  TrainedAdapter trained;
-  trained.file = read_adapter_file(dir, source.architecture(), expected_base_sha256);
+namespace {
+
+void make_live(TrainedAdapter& trained, WeightSource& source) {
   const AdapterFile& file = trained.file;
   trained.eviction.window = file.window;
   trained.eviction.decision_shift = file.decision_shift;
@@ -93,7 +92,37 @@ TrainedAdapter load_trained_adapter(const std::string& dir, WeightSource& source
   options.zero_after_rope = file.zero_after_rope;
   trained.adapter = make_adapter(trained.eviction, options, source, borrowed_channels(file, source.architecture()));
   load_parameters(*trained.adapter, file.tensors);
+}
+
+}  // namespace
+
+TrainedAdapter load_trained_adapter(const std::string& dir, WeightSource& source,
+                                    const std::string& expected_base_sha256) {
+  TrainedAdapter trained;
+  trained.file = read_adapter_file(dir, source.architecture(), expected_base_sha256);
+  make_live(trained, source);
   return trained;
+}
+
+void give_bias_per_head(TrainedAdapter& trained, WeightSource& source) {
+  AdapterFile& file = trained.file;
+  if (file.bias == "per_head") return;
+  file.bias = "per_head";
+  const std::string part = file.adapter == "linear" ? "dms_proj_alpha" : "dms_neuron";
+  for (int64_t layer = 0; layer < source.architecture().num_layers; ++layer) {
+    file.tensors.emplace_back("model.layers." + std::to_string(layer) + ".self_attn." + part + ".bias",
+                              at::zeros({source.architecture().num_kv_heads}, at::kFloat));
+  }
+  make_live(trained, source);
+}
+
+void take_over_changes(TrainedAdapter& trained) {
+  trained.file.alpha_offset = trained.eviction.alpha_offset = trained.adapter->alpha_offset();
+  for (const Adapter::Parameter& parameter : trained.adapter->parameters()) {
+    for (auto& [name, tensor] : trained.file.tensors) {
+      if (name == parameter.name) tensor = parameter.tensor.detach().to(at::kCPU).clone();
+    }
+  }
 }
 
 }  // namespace dms

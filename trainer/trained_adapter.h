@@ -30,5 +30,9 @@ struct TrainedAdapter {
 // `dir` as in read_adapter_file.  Throws UserError.
 TrainedAdapter load_trained_adapter(const std::string& dir, WeightSource& source,
                                     const std::string& expected_base_sha256);
+// Gives an adapter without a bias per KV head one of zeros: it decides as before.
+void give_bias_per_head(TrainedAdapter& trained, WeightSource& source);
+// Takes what was changed in `adapter` over into the file and the rule beside it.
+void take_over_changes(TrainedAdapter& trained);
 
 }  // namespace dms

@@ -98,6 +98,59 @@ TEST(BenchDecode, TakesListsOfContextsAndBatchesAndDrawsThem) {
   EXPECT_EQ(page.find("{{"), std::string::npos);
 }
 
+TEST(BenchDecode, DrawsAnEqualBudgetAsBars) {
+  Sandbox sandbox(valid_files());
+  run_in(sandbox,
+         "bench decode --model model --adapters run --context 40 --kv-budget 256KiB --distinct 1 --steps 1 --dtype "
+         "float32 --json out.json --plot speed.html");
+  const json rows = json::parse(sandbox.read("out.json")).at("rows");
+  ASSERT_EQ(rows.size(), 2U);
+  for (const json& row : rows) {
+    EXPECT_EQ(row.at("kv_budget_bytes"), 256 << 10);
+    EXPECT_LE(row.at("kv_bytes"), (256 << 10) * 9 / 8) << "two untimed steps and one more have grown it";
+  }
+  const std::string page = sandbox.read("speed.html");
+  EXPECT_NE(page.find("Speed in 256 KiB of KV memory, after 40 tokens."), std::string::npos);
+  EXPECT_NE(page.find("bar dms"), std::string::npos);
+}
+
+// The valid files' calibration text is their evaluation text, so that what is asked for is what is reached.
+TEST(TargetRatio, MovesTheThresholdForWhateverRunsTheEvictor) {
+  Sandbox sandbox(valid_files());
+  const std::string target = " --calibration train.h5 --calibration-length 64 --target-ratio ";
+  for (const std::string offsets : {"", " --per-head-offsets"}) {
+    run_in(sandbox,
+           "eval --model model --adapters run --data held-out.h5 --no-baselines --max-tokens 8192 --json e.json" +
+               target + "2.5" + offsets);
+    const json e = json::parse(sandbox.read("e.json"));
+    EXPECT_EQ(e.at("target_ratio"), 2.5);
+    EXPECT_NEAR(e.at("ratio_drift"), 0.0, 0.05) << offsets;
+    EXPECT_DOUBLE_EQ(e.at("kv_live_ratio").get<double>(), 2.5 * (1.0 + e.at("ratio_drift").get<double>()));
+    // Kept in a file, the same threshold.
+    run_in(sandbox, "retarget --force --model model --adapters run --data train.h5 --ratio 2.5 --out moved" + offsets);
+    run_in(sandbox,
+           "eval --model model --adapters moved --data held-out.h5 --no-baselines --max-tokens 8192 --json m.json");
+    EXPECT_EQ(json::parse(sandbox.read("m.json")).at("kv_live_ratio"), e.at("kv_live_ratio")) << offsets;
+  }
+  run_in(
+      sandbox,
+      "recall --model model --adapters run --data held-out.h5 --sequence-length 128 --texts 1 --facts 2 --json r.json" +
+          target + "3");
+  EXPECT_GT(json::parse(sandbox.read("r.json")).at("student").at("live_compression"), 2.0);
+  std::vector<int64_t> bytes;
+  for (const char* ratio : {"1.1", "5"}) {
+    run_in(sandbox,
+           "generate --model model --adapters run --prompt one --max-new-tokens 100 --temperature 0 --json g.json" +
+               target + ratio);
+    bytes.push_back(json::parse(sandbox.read("g.json")).at("peak_kv_bytes"));
+    run_in(sandbox,
+           "bench decode --model model --adapters run --context 64 --batch 1 --steps 1 --json b.json" + target + ratio);
+    bytes.push_back(json::parse(sandbox.read("b.json")).at("rows").at(1).at("kv_bytes"));
+  }
+  EXPECT_LT(bytes[2], bytes[0]);
+  EXPECT_LT(bytes[3], bytes[1]);
+}
+
 TEST(Generate, StoresKeysAndValuesInEveryFormat) {
   Sandbox sandbox(valid_files());
   std::map<std::string, int64_t> bytes;

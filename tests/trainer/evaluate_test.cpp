@@ -74,6 +74,7 @@ class EvaluateTest : public ::testing::Test {
     const EvaluationRecord record = run(windows);
     const int64_t window = options_.eviction.window;
     std::vector<at::Tensor> kl, teacher_nll, student_nll;
+    std::vector<int32_t> last_use;
     int64_t live_keys = 0, keys_read = 0, dense_keys = 0, num_sequences = 0, dense_bytes = 0;
     double same_top1 = 0.0;
     std::vector<std::vector<double>> kept(kLayers, std::vector<double>(kKvHeads, 0.0)), counted = kept;
@@ -88,6 +89,15 @@ class EvaluateTest : public ::testing::Test {
       }
       const DocumentOffsets documents = documents_of(sample);
       for (size_t j = 0; j + 1 < documents.size(); ++j) {
+        for (int64_t t = documents[j]; t + 1 < documents[j + 1]; ++t) {
+          last_use.push_back(0);
+          for (int64_t s = documents[j]; s <= t; ++s) {
+            if (sample.tokens[static_cast<size_t>(s)] == sample.tokens[static_cast<size_t>(t) + 1]) {
+              last_use.back() = static_cast<int32_t>(t + 1 - s);
+            }
+          }
+        }
+        last_use.push_back(-1);
         ++num_sequences;
         const int64_t begin = documents[j], end = documents[j + 1], length = end - begin;
         dense_keys += kLayers * kKvHeads * length * (length + 1) / 2;
@@ -109,6 +119,7 @@ class EvaluateTest : public ::testing::Test {
     const MethodRecord& s = record.student;
     EXPECT_TRUE(is_near(at::tensor(s.kl), at::cat(kl), 1e-4));
     EXPECT_EQ(s.same_top1, same_top1);
+    EXPECT_EQ(record.last_use, last_use);
     EXPECT_EQ(s.nll_count, static_cast<int64_t>(student_nll.size()));
     EXPECT_NEAR(s.nll_sum, at::stack(student_nll).sum().item<double>(), 1e-3);
     EXPECT_NEAR(record.teacher_nll_sum, at::stack(teacher_nll).sum().item<double>(), 1e-3);

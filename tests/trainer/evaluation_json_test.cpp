@@ -36,13 +36,18 @@ EvaluationRecord record_of(int64_t first_window, int64_t num_windows, int64_t le
     m->dense_keys_read = 900;
     m->keys_read = 300;
   }
+  for (size_t i = 0; i < r.student.kl.size(); ++i) {
+    // Every second target is new, the others have stood 1 to length tokens ago.
+    const auto t = static_cast<int32_t>(i) % static_cast<int32_t>(length);
+    r.last_use.push_back(t + 1 == length ? -1 : t % 2 == 0 ? 0 : t);
+  }
   r.teacher_nll_sum = 1.0 * static_cast<double>(r.student.nll_count);
   r.sample_tokens = {5, 6, 7};
   r.sample_kept_heads = {4, 0, 2};
   return r;
 }
 
-const EvaluationContext kContext{"linear", "per_head", "tiny", 17, {}};
+const EvaluationContext kContext{"linear", "per_head", "tiny", 17, 0.0, {}};
 
 json figures(const std::vector<std::pair<std::string, EvaluationRecord>>& sets,
              const EvaluationContext& context = kContext) {
@@ -58,6 +63,7 @@ TEST(EvaluationJson, HoldsEveryPromisedKey) {
                                       "kl_max",
                                       "top1_agreement",
                                       "kl_mean_by_position",
+                                      "kl_mean_by_last_use",
                                       "ppl_teacher",
                                       "ppl_student",
                                       "eviction_rate",
@@ -76,7 +82,7 @@ TEST(EvaluationJson, HoldsEveryPromisedKey) {
     for (const char* set : {"a", "b"}) EXPECT_TRUE(j.at("sets").at(set).contains(key)) << set << " " << key;
   }
   for (const char* baseline : {"sliding_window", "streaming_llm"}) {
-    for (const char* key : {"kl_mean", "kl_mean_second_half", "kv_memory_ratio"}) {
+    for (const char* key : {"kl_mean", "kl_mean_second_half", "kv_memory_ratio", "kl_mean_by_last_use"}) {
       EXPECT_TRUE(j.at(baseline).contains(key)) << baseline << " " << key;
     }
   }
@@ -123,6 +129,28 @@ TEST(EvaluationJson, PositionBinsTileTheSequence) {
     }
     EXPECT_EQ(next, length);
   }
+}
+
+TEST(EvaluationJson, KlByLastUseHasPowersOfTwoAndNewTokensApart) {
+  const json j = figures({{"a", record_of(0, 1, 8)}});
+  // Positions 0, 2, 4, 6 predict new tokens; 1, 3, 5 what stood as many tokens ago; 7 nothing.
+  EXPECT_EQ(j.at("kl_mean_by_last_use"), json::parse(R"([{"from": 0, "to": 1, "tokens": 4, "kl_mean": 3.0},
+      {"from": 1, "to": 2, "tokens": 1, "kl_mean": 1.0}, {"from": 2, "to": 4, "tokens": 1, "kl_mean": 3.0},
+      {"from": 4, "to": 8, "tokens": 1, "kl_mean": 5.0}])"));
+  EXPECT_EQ(j.at("streaming_llm").at("kl_mean_by_last_use"), j.at("kl_mean_by_last_use"));
+}
+
+TEST(EvaluationJson, DriftIsOfTheLiveKeysAgainstTheRatioAskedFor) {
+  EvaluationContext context = kContext;
+  EXPECT_FALSE(figures({{"a", record_of(0, 1, 20)}}).contains("ratio_drift"));
+  context.target_ratio = 5.0;
+  EvaluationRecord other = record_of(1, 1, 20);
+  other.student.live_bytes = 200;
+  const json j = figures({{"a", record_of(0, 1, 20)}, {"b", other}}, context);
+  EXPECT_DOUBLE_EQ(j.at("target_ratio"), 5.0);
+  EXPECT_DOUBLE_EQ(j.at("sets").at("a").at("ratio_drift"), 0.25);  // 1000 / 160 = 6.25
+  EXPECT_DOUBLE_EQ(j.at("sets").at("b").at("ratio_drift"), 0.0);
+  EXPECT_DOUBLE_EQ(j.at("kv_live_ratio"), 2000.0 / 360.0);
 }
 
 TEST(EvaluationJson, PooledIsTheConcatenationOfTheSets) {
