@@ -79,6 +79,13 @@ class DecodeRun {
     for (const int64_t sequences : numbers_of_sequences()) {
       row.sequences = sequences;
       decode(row);
+      // Caches grow while they decode: what fitted after the prompt may not fit at the end.
+      while (benchmark_.kv_budget_bytes > 0 && row.kv_bytes > benchmark_.kv_budget_bytes) {
+        if (row.sequences == 1) throw_nothing_fits();
+        row.sequences =
+            std::clamp(row.sequences * benchmark_.kv_budget_bytes / row.kv_bytes, int64_t{1}, row.sequences - 1);
+        decode(row);
+      }
       rows.push_back(row);
     }
     return rows;
@@ -107,10 +114,12 @@ class DecodeRun {
       if (bytes > benchmark_.kv_budget_bytes) break;
       ++count;
     }
-    if (count == 0) {
-      throw UserError("--kv-budget", "holds not one sequence of " + std::to_string(context_) + " tokens");
-    }
+    if (count == 0) throw_nothing_fits();
     return {count};
+  }
+
+  [[noreturn]] void throw_nothing_fits() const {
+    throw UserError("--kv-budget", "holds not one sequence of " + std::to_string(context_) + " tokens");
   }
 
   void decode(DecodeRow& row) {
