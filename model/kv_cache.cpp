@@ -12,11 +12,13 @@ namespace dms {
 
 namespace {
 
-// Storage grows by a twentieth, so that growing costs each row a constant, and is given back when an eighth of it is
-// unused; never in steps of less than this many rows.
-constexpr int64_t kPageRows = 8;
+// Storage comes in pages of this many rows.
+constexpr int64_t kPageRows = 4;
 
-int64_t grown_capacity(int64_t rows) { return (rows + std::max(kPageRows, rows / 20) - 1) / kPageRows * kPageRows; }
+int64_t whole_pages(int64_t rows) { return (rows + kPageRows - 1) / kPageRows * kPageRows; }
+
+// Row by row it grows by a twentieth, so that growing costs each row a constant.
+int64_t grown_capacity(int64_t rows) { return whole_pages(rows + rows / 20); }
 
 bool decodes_on_cpu(const at::Tensor& q, at::ScalarType stored) {
   return q.is_cpu() && q.scalar_type() == at::kFloat && has_decode_attention(stored) && q.size(-1) % 8 == 0;
@@ -65,7 +67,7 @@ void HeadCache::set_capacity(int64_t rows) {
 
 void HeadCache::append(const StoredRows& keys_nd, const StoredRows& values_nd, int64_t first_position) {
   const int64_t count = keys_nd.rows.size(0), first = num_live();
-  if (first + count > capacity()) set_capacity(grown_capacity(first + count));
+  if (first + count > capacity()) set_capacity(whole_pages(first + count));
   const auto write = [&](const Storage& to, const StoredRows& from) {
     to.rows_cd.slice(0, first, first + count).copy_(from.rows);
     if (from.scales.defined()) to.scales_c.slice(0, first, first + count).copy_(from.scales);
@@ -137,17 +139,14 @@ void HeadCache::remove_row(int64_t row) {
   decisions_.pop_back();
 }
 
-void HeadCache::give_back_unused() {
-  if (capacity() > grown_capacity(num_live()) + num_live() / 16) set_capacity(grown_capacity(num_live()));
-}
-
 void HeadCache::drop_expired_with(int64_t newest_position, int64_t window, int64_t shift) {
   // Just out of the window; or decided about just now, when that comes later still.
   const int64_t position = newest_position - std::max(window + 1, shift);
   if (position < 0) return;
   const int64_t row = find_row(position);
   if (row >= 0 && decisions_[static_cast<size_t>(row)] > 0.0F) remove_row(row);
-  give_back_unused();
+  // Not at once: the row that this token freed is the one that the next token takes.
+  if (capacity() > grown_capacity(num_live()) + num_live() / 16) set_capacity(grown_capacity(num_live()));
 }
 
 void HeadCache::drop_expired(int64_t newest_position, int64_t window) {
@@ -157,7 +156,8 @@ void HeadCache::drop_expired(int64_t newest_position, int64_t window) {
     if (decisions_[row] <= 0.0F || newest_position - positions_[row] <= window) kept.push_back(i);
   }
   keep_only(kept);
-  give_back_unused();
+  const int64_t wanted = whole_pages(num_live());
+  if (capacity() > wanted) set_capacity(wanted);
 }
 
 int64_t HeadCache::drop_above(float threshold, int64_t num_at, int64_t newest_position, int64_t window,
@@ -176,7 +176,7 @@ int64_t HeadCache::drop_above(float threshold, int64_t num_at, int64_t newest_po
     kept.push_back(i);
   }
   keep_only(kept);
-  const int64_t wanted = grown_capacity(num_live() + num_new);
+  const int64_t wanted = whole_pages(num_live() + num_new);
   if (capacity() > wanted) set_capacity(wanted);
   return dropped_at;
 }

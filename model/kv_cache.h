@@ -68,7 +68,6 @@ class HeadCache {
   void keep_only(const std::vector<int64_t>& rows);  // ascending
   int64_t find_row(int64_t position) const;          // -1: not stored
   void remove_row(int64_t row);
-  void give_back_unused();
 
   Storage keys_, values_;
   std::vector<int32_t> positions_;  // [num_live]

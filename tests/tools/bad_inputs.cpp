@@ -392,7 +392,7 @@ std::vector<BadInput> make_bad_inputs() {
       {"ExportBelowAFile", nothing, "export --run run --to hf --out text.txt/out", "text.txt/out"},
       {"ExportInAReadOnlyDirectory", made_read_only_directory("locked"), "export --run run --to hf --out locked/out",
        "locked/out: cannot be created", "Permission denied", 2, bound_by_permissions()},
-      {"DiskFullInExport", nothing, hf_export, "cannot copy model/model.safetensors", "", 1, full_disk_after(50'000)},
+      {"DiskFullInExport", nothing, hf_export, "cannot write 'out.partial.", "", 1, full_disk_after(50'000)},
 
       // dms inspect and dms bench
       {"InspectOfNothing", nothing, "inspect none", "none"},
