@@ -91,6 +91,7 @@ void add_bench(CLI::App& program) {
   add_train_step(*command);
   add_bench_decode(*command);
   add_bench_attention(*command);
+  add_bench_head(*command);
   add_bench_gemm(*command);
 }
 

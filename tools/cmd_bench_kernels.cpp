@@ -1,4 +1,4 @@
-// dms bench attention and dms bench gemm: parse, measure, print.
+// dms bench attention, head and gemm: parse, measure, print.
 #include <CLI/CLI.hpp>
 
 #include <cstdio>
@@ -8,6 +8,7 @@
 #include "data/staged_file.h"
 #include "tools/bench_attention.h"
 #include "tools/bench_gemm.h"
+#include "tools/bench_head.h"
 #include "tools/commands.h"
 
 namespace dms {
@@ -90,6 +91,24 @@ void run_gemm(const GemmBenchmark& benchmark, const std::string& json_file) {
         json_file);
 }
 
+void run_head(const HeadBenchmark& benchmark, const std::string& json_file) {
+  const HeadFigures figures = bench_head(benchmark);
+  const double flops_per_s = figures.flops / figures.seconds.median;
+  print({{"seconds", figures.seconds.median},
+         {"seconds_min", figures.seconds.min},
+         {"seconds_max", figures.seconds.max},
+         {"flops", figures.flops},
+         {"flops_per_s", flops_per_s},
+         {"gemm_flops_per_s", figures.gemm_flops_per_s},
+         {"share_of_gemm_rate", flops_per_s / figures.gemm_flops_per_s},
+         {"logit_bytes", figures.logit_bytes},
+         {"dense_logit_bytes", figures.dense_logit_bytes},
+         {"sequence_length", benchmark.sequence_length},
+         {"dtype", figures.dtype},
+         {"threads", figures.threads}},
+        json_file);
+}
+
 }  // namespace
 
 void add_bench_attention(CLI::App& bench) {
@@ -162,6 +181,38 @@ void add_bench_gemm(CLI::App& bench) {
   command->add_option("--json", flags->json, "Also write the figures to this file")->type_name("FILE");
   command->footer("Example:\n  dms bench gemm --model quickstart/model --dtype float32");
   command->callback([flags] { run_gemm(flags->benchmark, flags->json); });
+}
+
+void add_bench_head(CLI::App& bench) {
+  struct Flags {
+    HeadBenchmark benchmark;
+    std::string json;
+  };
+  const auto flags = std::make_shared<Flags>();
+  HeadBenchmark& b = flags->benchmark;
+  CLI::App* command = bench.add_subcommand("head", "Time the LM head with the distillation loss and its gradient");
+  command->add_option("--model", b.model, "Model directory")->required()->type_name("DIR");
+  for (const auto& [name, value, help] : {std::tuple{"--seq", &b.sequence_length, "Positions"},
+                                          std::tuple{"--repeat", &b.repeats, "Timed calls, after one that is not"}}) {
+    command->add_option(name, *value, help)
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+        ->capture_default_str()
+        ->type_name("N");
+  }
+  command
+      ->add_option_function<std::string>(
+          "--kl",
+          [&b](const std::string& name) {
+            b.distillation.kl = name == "reverse" ? KlDirection::reverse : KlDirection::forward;
+          },
+          "forward (default) or reverse")
+      ->check(CLI::IsMember({"forward", "reverse"}));
+  add_dtype(*command, b.dtype);
+  command->add_option("--json", flags->json, "Also write the figures to this file")->type_name("FILE");
+  command->footer(
+      "FLOPs are those of three products: both models' logits and the gradient.  Example:\n"
+      "  dms bench head --model quickstart/model --dtype float32");
+  command->callback([flags] { run_head(flags->benchmark, flags->json); });
 }
 
 }  // namespace dms

@@ -25,5 +25,6 @@ void add_doctor(CLI::App& program);
 void add_bench_attention(CLI::App& bench);
 void add_bench_decode(CLI::App& bench);
 void add_bench_gemm(CLI::App& bench);
+void add_bench_head(CLI::App& bench);
 
 }  // namespace dms

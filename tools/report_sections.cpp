@@ -86,7 +86,7 @@ Markup training_tile(const ReportPage& page) {
     peak_bytes = std::max(peak_bytes, m.peak_memory_bytes);
   }
   const int64_t steps = std::ssize(page.in.metrics);
-  return tile(page, "Training", duration_text(seconds), "",
+  return tile(page, "Distillation", duration_text(seconds), "",
               count_text(steps) + (steps == 1 ? " step" : " steps") + ", peak memory " +
                   bytes_text(static_cast<double>(peak_bytes)));
 }

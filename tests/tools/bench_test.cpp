@@ -125,5 +125,21 @@ TEST(BenchGemm, RatesAreFlopsOverSeconds) {
   EXPECT_DOUBLE_EQ(figures.at("flops_per_s"), best);
 }
 
+TEST(BenchHead, FiguresAgreeWithEachOther) {
+  const TinyModel m;
+  for (const std::string kl : {"forward", "reverse"}) {
+    const json figures = bench("head --model model --seq 96 --repeat 3 --dtype float32 --kl " + kl);
+    EXPECT_DOUBLE_EQ(figures.at("flops"), 3.0 * 2.0 * static_cast<double>(96 * m.hidden_size * m.vocab_size));
+    const double rate = figures.at("flops_per_s");
+    EXPECT_DOUBLE_EQ(rate * figures.at("seconds").get<double>(), figures.at("flops"));
+    EXPECT_DOUBLE_EQ(figures.at("share_of_gemm_rate").get<double>() * figures.at("gemm_flops_per_s").get<double>(),
+                     rate);
+    EXPECT_LE(figures.at("seconds_min"), figures.at("seconds"));
+    EXPECT_GE(figures.at("seconds_max"), figures.at("seconds"));
+    EXPECT_EQ(figures.at("dense_logit_bytes"), 96 * m.vocab_size * 4);
+    EXPECT_EQ(figures.at("logit_bytes"), 2 * 96 * m.vocab_size * 4);
+  }
+}
+
 }  // namespace
 }  // namespace dms
