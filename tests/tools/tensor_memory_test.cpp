@@ -35,7 +35,9 @@ TEST_F(TensorMemoryTest, CanBeTakenRaw) {
 
 TEST_F(TensorMemoryTest, RefusesWhatCannotBe) {
   EXPECT_THROW(c10::GetCPUAllocator()->allocate(SIZE_MAX - 8), c10::Error);
+#ifndef __SANITIZE_ADDRESS__  // whose malloc ends the process instead
   EXPECT_THROW(c10::GetCPUAllocator()->allocate(size_t{1} << 62), c10::OutOfMemoryError);
+#endif
 }
 
 }  // namespace
