@@ -35,9 +35,9 @@ RANDOM_MODELS = {
 ON_ONE_RANK = [("replicate", 1, "none"), ("replicate", 1, "selective"), ("replicate", 1, "full"), ("host", 1, "full")]
 ON_TWO_RANKS = [("replicate", 2, "none"), ("shard", 2, "full")]
 WARM_START = ("replicate", 1, "full", "warm_start.tokens=16384")
-# Not among the quick ones: "weights" with placement host, where 7 to 11 MiB are not accounted for (6% of so little).
-QUICK = {"weights": [("shard", 2, "full")],
-         "activations": [("replicate", 1, "none"), ("replicate", 1, "selective")],
+# Not among the quick ones: "weights" with placement host, where 7 to 11 MiB are not accounted for (6% of so little), and
+# with shard, where the same programs took 3% more than planned at one time and 14% at another on one machine.
+QUICK = {"activations": [("replicate", 1, "none"), ("replicate", 1, "selective")],
          "head": [("replicate", 1, "full"), ("shard", 2, "full")]}
 # Small, but of sizes for which matrix products take the same code as a model's.
 SMALL = random_model.Shape(layers=2, hidden=256, heads=4, kv_heads=2, head_dim=64, inner=768, vocabulary=2048)
@@ -131,6 +131,8 @@ def main():
         bench = Bench(str(pathlib.Path(arguments.dms).resolve()), directory)
         cases = []
         for name, shape in RANDOM_MODELS.items():
+            if arguments.quick and name not in QUICK:
+                continue
             model = bench.model(name, shape)
             if arguments.quick:
                 cases += cases_of(model, [512], QUICK[name])
