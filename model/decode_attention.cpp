@@ -18,10 +18,10 @@ namespace {
 constexpr int64_t kPartRows = 1024;
 // Rows whose scores are worked on together; keys and values of a block stay in the first-level cache while every query
 // head of the group reads them, with room for what is on its way.
-constexpr int64_t kBlockRows = 32;
 // Blocks are read in an order that no processor's own prefetching follows, keys and values by turns and several rows at
 // once.  Asked for a block ahead, in step with the computing, they arrive at the memory's full speed: in float32 twice
 // as fast as without.
+constexpr int64_t kBlockRows = 32;
 // Query heads in registers at once.
 constexpr int kTileHeads = 3;
 

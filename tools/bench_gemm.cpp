@@ -43,12 +43,7 @@ GemmFigures bench_gemm(const GemmBenchmark& benchmark) {
   for (const GemmShape& shape : shapes) {
     const at::Tensor x = at::ones({shape.rows, shape.inner}, at::kFloat).to(device, dtype);
     const at::Tensor weight = at::ones({shape.columns, shape.inner}, at::kFloat).to(device, dtype);
-    std::vector<double> seconds;
-    for (int64_t i = 0; i <= benchmark.repeats; ++i) {
-      seconds.push_back(seconds_of(device, [&] { at::linear(x, weight); }));
-    }
-    seconds.erase(seconds.begin());
-    figures.rows.push_back({shape, timing_of(std::move(seconds))});
+    figures.rows.push_back({shape, timing_of_repeats(device, benchmark.repeats, [&] { at::linear(x, weight); })});
   }
   return figures;
 }

@@ -20,14 +20,9 @@ HeadFigures bench_head(const HeadBenchmark& benchmark) {
   const std::vector<uint8_t> all_counted(static_cast<size_t>(T), 1);
 
   HeadFigures figures;
-  std::vector<double> seconds;
-  for (int64_t i = 0; i <= benchmark.repeats; ++i) {
-    seconds.push_back(seconds_of(at::kCPU, [&] {
-      distill(*source, {{teacher_TD, student_TD, all_counted}}, benchmark.distillation, 1.0);
-    }));
-  }
-  seconds.erase(seconds.begin());
-  figures.seconds = timing_of(std::move(seconds));
+  figures.seconds = timing_of_repeats(at::kCPU, benchmark.repeats, [&] {
+    distill(*source, {{teacher_TD, student_TD, all_counted}}, benchmark.distillation, 1.0);
+  });
   figures.flops = 3.0 * GemmShape{"", T, D, V}.flops();
 
   // The largest rate of the head's own shapes: the whole product, and the tile that the loss works in.
@@ -35,11 +30,9 @@ HeadFigures bench_head(const HeadBenchmark& benchmark) {
   const int64_t positions = std::min(T, LogitTiles::max_positions(V));
   for (const int64_t columns : {V, std::min(V, kVocabularyTile)}) {
     const at::Tensor x = teacher_TD.slice(0, 0, positions), head = source->head().slice(0, 0, columns);
-    double best = figures.seconds.max;
-    for (int64_t i = 0; i <= benchmark.repeats; ++i) {
-      best = std::min(best, seconds_of(at::kCPU, [&] { at::linear(x, head); }));
-    }
-    figures.gemm_flops_per_s = std::max(figures.gemm_flops_per_s, GemmShape{"", positions, D, columns}.flops() / best);
+    const Timing seconds = timing_of_repeats(at::kCPU, benchmark.repeats, [&] { at::linear(x, head); });
+    figures.gemm_flops_per_s =
+        std::max(figures.gemm_flops_per_s, GemmShape{"", positions, D, columns}.flops() / seconds.min);
   }
   figures.logit_bytes = 2 * positions * V * static_cast<int64_t>(sizeof(float));
   figures.dense_logit_bytes = T * V * static_cast<int64_t>(sizeof(float));

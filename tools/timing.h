@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace dms {
@@ -31,6 +33,15 @@ struct Timing {
 inline Timing timing_of(std::vector<double> seconds) {
   std::sort(seconds.begin(), seconds.end());
   return {(seconds[(seconds.size() - 1) / 2] + seconds[seconds.size() / 2]) / 2.0, seconds.front(), seconds.back()};
+}
+
+// Of `repeats` calls, after one that is not timed.
+template <class Work>
+Timing timing_of_repeats(at::Device device, int64_t repeats, const Work& work) {
+  work();
+  std::vector<double> seconds;
+  for (int64_t i = 0; i < repeats; ++i) seconds.push_back(seconds_of(device, work));
+  return timing_of(std::move(seconds));
 }
 
 }  // namespace dms

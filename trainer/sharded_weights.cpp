@@ -34,6 +34,18 @@ int64_t rows_of_a_slice(WeightSource& whole) {
   return std::max(kVocabularyTile, rows / kVocabularyTile * kVocabularyTile);
 }
 
+// The whole of what comes in slices.
+template <class Slice>
+at::Tensor joined(ShardedWeights& weights, const Slice& slice) {
+  const Architecture& a = weights.architecture();
+  const at::Tensor whole_VD = at::empty({a.vocab_size, a.hidden_size}, weights.final_norm().options());
+  for (int64_t i = 0; i < weights.num_vocabulary_slices(); ++i) {
+    const auto [begin, rows_VD] = slice(i);
+    whole_VD.slice(0, begin, begin + rows_VD.size(0)).copy_(rows_VD);
+  }
+  return whole_VD;
+}
+
 }  // namespace
 
 const char* name_of(Placement placement) {
@@ -184,21 +196,11 @@ VocabularySlice ShardedWeights::head_slice(int64_t index) {
 }
 
 at::Tensor ShardedWeights::embedding() {
-  const at::Tensor whole_VD = at::empty({architecture_.vocab_size, architecture_.hidden_size}, final_norm_.options());
-  for (int64_t i = 0; i < num_vocabulary_slices(); ++i) {
-    const auto [begin, rows_VD] = embedding_slice(i);
-    whole_VD.slice(0, begin, begin + rows_VD.size(0)).copy_(rows_VD);
-  }
-  return whole_VD;
+  return joined(*this, [this](int64_t i) { return embedding_slice(i); });
 }
 
 at::Tensor ShardedWeights::head() {
-  const at::Tensor whole_VD = at::empty({architecture_.vocab_size, architecture_.hidden_size}, final_norm_.options());
-  for (int64_t i = 0; i < num_vocabulary_slices(); ++i) {
-    const auto [begin, rows_VD] = head_slice(i);
-    whole_VD.slice(0, begin, begin + rows_VD.size(0)).copy_(rows_VD);
-  }
-  return whole_VD;
+  return joined(*this, [this](int64_t i) { return head_slice(i); });
 }
 
 }  // namespace dms
