@@ -139,6 +139,10 @@ void HeadCache::remove_row(int64_t row) {
   decisions_.pop_back();
 }
 
+void HeadCache::shrink_to(int64_t rows) {
+  if (capacity() > rows) set_capacity(rows);
+}
+
 void HeadCache::drop_expired_with(int64_t newest_position, int64_t window, int64_t shift) {
   // Just out of the window; or decided about just now, when that comes later still.
   const int64_t position = newest_position - std::max(window + 1, shift);
@@ -156,8 +160,7 @@ void HeadCache::drop_expired(int64_t newest_position, int64_t window) {
     if (decisions_[row] <= 0.0F || newest_position - positions_[row] <= window) kept.push_back(i);
   }
   keep_only(kept);
-  const int64_t wanted = whole_pages(num_live());
-  if (capacity() > wanted) set_capacity(wanted);
+  shrink_to(whole_pages(num_live()));
 }
 
 int64_t HeadCache::drop_above(float threshold, int64_t num_at, int64_t newest_position, int64_t window,
@@ -176,8 +179,7 @@ int64_t HeadCache::drop_above(float threshold, int64_t num_at, int64_t newest_po
     kept.push_back(i);
   }
   keep_only(kept);
-  const int64_t wanted = whole_pages(num_live() + num_new);
-  if (capacity() > wanted) set_capacity(wanted);
+  shrink_to(whole_pages(num_live() + num_new));
   return dropped_at;
 }
 

@@ -64,6 +64,7 @@ class HeadCache {
   int64_t capacity() const { return keys_.rows_cd.size(0); }
   StoredRows live(const Storage& storage) const;
   void set_capacity(int64_t rows);
+  void shrink_to(int64_t rows);  // never grows
   void copy_rows(const std::vector<int64_t>& from, const std::vector<int64_t>& to);
   void keep_only(const std::vector<int64_t>& rows);  // ascending
   int64_t find_row(int64_t position) const;          // -1: not stored
