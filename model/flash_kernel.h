@@ -1,5 +1,5 @@
-// The seam between delayed-eviction attention and a device's library flash-attention kernels.  One implementation a
-// device (attention_cpu.cpp, attention_cuda.cpp); the algebra above it is written once.
+// The seam between delayed-eviction attention and the device that computes it: one implementation a device
+// (attention_cpu.cpp, attention_cuda.cpp).
 #pragma once
 
 #include <ATen/ATen.h>
@@ -16,12 +16,6 @@ struct FlashOutput {
   at::Tensor lse_BHT;  // float32 (float64 for float64 inputs)
 };
 
-struct FlashGradients {
-  at::Tensor dq_BHTd;
-  at::Tensor dk_BGTd;
-  at::Tensor dv_BGTd;
-};
-
 // What delayed-eviction attention is computed from.  Query heads may outnumber KV heads (H = G * R; head h reads KV
 // head h / R); bias_BGT is float32 (float64 beside float64 inputs).
 struct AttentionTensors {
@@ -32,8 +26,7 @@ struct AttentionGradients {
   at::Tensor dq_BHTd, dk_BGTd, dv_BGTd, dbias_BGT;
 };
 
-// Every row must see at least one key.  Backward takes the *merged* output and log-sum-exp of all parts, which makes
-// the gradient of each part exact: P = exp(S - lse_merged) and dS = P * (dP - rowsum(dOut * Out_merged)).
+// Every row must see at least one key.  Backward takes the forward pass's output.
 class FlashKernel {
  public:
   virtual ~FlashKernel() = default;
@@ -41,27 +34,16 @@ class FlashKernel {
   // Causal attention on a square: query t sees keys 0..t.
   virtual FlashOutput causal(const at::Tensor& q_BHTd, const at::Tensor& k_BGTd, const at::Tensor& v_BGTd,
                              double scale) const = 0;
-  virtual FlashGradients causal_backward(const at::Tensor& dout_BHTd, const at::Tensor& q_BHTd,
-                                         const at::Tensor& k_BGTd, const at::Tensor& v_BGTd, const FlashOutput& merged,
-                                         double scale) const = 0;
 
-  // Causal attention within a band: query q sees keys k with 0 <= q - k <= window.
-  virtual FlashOutput banded(const at::Tensor& q_BHTd, const at::Tensor& k_BGTd, const at::Tensor& v_BGTd,
-                             int64_t window, double scale) const = 0;
-  virtual FlashGradients banded_backward(const at::Tensor& dout_BHTd, const at::Tensor& q_BHTd,
-                                         const at::Tensor& k_BGTd, const at::Tensor& v_BGTd, const FlashOutput& merged,
-                                         int64_t window, double scale) const = 0;
-
-  // Delayed-eviction attention of one sequence (B = 1) that visits every key: as the near band and the far causal square
-  // (model/far_square.h), merged, where a device has nothing better.
-  virtual FlashOutput dense(const AttentionTensors& in, int64_t window, double scale) const;
+  // Delayed-eviction attention of one sequence (B = 1) that visits every key.
+  virtual FlashOutput dense(const AttentionTensors& in, int64_t window, double scale) const = 0;
   virtual AttentionGradients dense_backward(const at::Tensor& dout_BHTd, const AttentionTensors& in,
-                                            const FlashOutput& merged, int64_t window, double scale) const;
+                                            const FlashOutput& output, int64_t window, double scale) const = 0;
 
   // Delayed-eviction attention of one sequence (B = 1) that visits, beyond the window, only `survivors`.
   virtual FlashOutput sparse(const AttentionTensors& in, const Survivors& survivors, double scale) const = 0;
   virtual AttentionGradients sparse_backward(const at::Tensor& dout_BHTd, const AttentionTensors& in,
-                                             const FlashOutput& merged, const Survivors& survivors,
+                                             const FlashOutput& output, const Survivors& survivors,
                                              double scale) const = 0;
   // Rows of a block of `survivors` that suit this device.
   virtual int64_t sparse_block_rows() const = 0;

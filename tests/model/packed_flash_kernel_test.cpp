@@ -1,5 +1,6 @@
-// The sparse path of devices with a packed ("varlen") kernel, on the CPU: packing, unpacking and merging are judged
-// here with the packed op played by a plain loop, the op itself on a GPU (attention_test.cpp).
+// Attention from a library's kernels, on the CPU: packing, unpacking and merging are judged here.  The causal op is
+// LibTorch's CPU one, which has no window, so the band runs in blocks under a mask; the packed op is a plain loop.  A GPU's
+// ops are judged there (attention_test.cpp).
 #include "model/packed_flash_kernel.h"
 
 #include <gtest/gtest.h>
@@ -13,28 +14,78 @@ namespace {
 
 constexpr int64_t kBlockRows = 32;
 
+struct Band {
+  int64_t begin, end, first_key;  // queries [begin, end) see keys [first_key, end)
+};
+
+template <class Visit>
+void for_each_band(int64_t num_tokens, int64_t window, const Visit& visit) {
+  constexpr int64_t kBandRows = 64;
+  for (int64_t begin = 0; begin < num_tokens; begin += kBandRows) {
+    visit(Band{begin, std::min(num_tokens, begin + kBandRows), std::max<int64_t>(0, begin - window)});
+  }
+}
+
+at::Tensor band_mask(const Band& band, int64_t window, const at::TensorOptions& options) {
+  const auto long_options = options.dtype(at::kLong);
+  const at::Tensor q = at::arange(band.begin, band.end, long_options).unsqueeze(1);
+  const at::Tensor k = at::arange(band.first_key, band.end, long_options).unsqueeze(0);
+  const at::Tensor hidden = at::logical_or(k > q, (q - k) > window);
+  return at::zeros({band.end - band.begin, band.end - band.first_key}, options)
+      .masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+}
+
 class LoopKernel final : public PackedFlashKernel {
  public:
   FlashOutput causal(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) const override {
-    return cpu_.causal(q, k, v, scale);
-  }
-  FlashGradients causal_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                 const FlashOutput& merged, double scale) const override {
-    return cpu_.causal_backward(dout, q, k, v, merged, scale);
-  }
-  FlashOutput banded(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window,
-                     double scale) const override {
-    return cpu_.banded(q, k, v, window, scale);
-  }
-  FlashGradients banded_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                 const FlashOutput& merged, int64_t window, double scale) const override {
-    return cpu_.banded_backward(dout, q, k, v, merged, window, scale);
+    auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, true, {}, scale);
+    return {out, lse};
   }
   int64_t sparse_block_rows() const override { return kBlockRows; }
 
   mutable int num_packed_calls = 0;
 
  protected:
+  FlashGradients causal_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const FlashOutput& merged, double scale) const override {
+    auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(dout, q, k, v, merged.out_BHTd,
+                                                                                 merged.lse_BHT, 0.0, true, {}, scale);
+    return {dq, dk, dv};
+  }
+
+  FlashOutput banded(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window,
+                     double scale) const override {
+    const int64_t num_tokens = q.size(2);
+    if (window + 1 >= num_tokens) return causal(q, k, v, scale);
+    FlashOutput result;
+    std::vector<at::Tensor> outs, lses;
+    for_each_band(num_tokens, window, [&](const Band& band) {
+      auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(
+          q.slice(2, band.begin, band.end), k.slice(2, band.first_key, band.end), v.slice(2, band.first_key, band.end),
+          0.0, false, band_mask(band, window, q.options()), scale);
+      outs.push_back(out);
+      lses.push_back(lse);
+    });
+    return {at::cat(outs, 2), at::cat(lses, 2)};
+  }
+
+  FlashGradients banded_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const FlashOutput& merged, int64_t window, double scale) const override {
+    const int64_t num_tokens = q.size(2);
+    if (window + 1 >= num_tokens) return causal_backward(dout, q, k, v, merged, scale);
+    FlashGradients total{at::empty_like(q), at::zeros_like(k), at::zeros_like(v)};
+    for_each_band(num_tokens, window, [&](const Band& band) {
+      auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+          dout.slice(2, band.begin, band.end), q.slice(2, band.begin, band.end), k.slice(2, band.first_key, band.end),
+          v.slice(2, band.first_key, band.end), merged.out_BHTd.slice(2, band.begin, band.end),
+          merged.lse_BHT.slice(2, band.begin, band.end), 0.0, false, band_mask(band, window, q.options()), scale);
+      total.dq_BHTd.slice(2, band.begin, band.end).copy_(dq);
+      total.dk_BGTd.slice(2, band.first_key, band.end).add_(dk);
+      total.dv_BGTd.slice(2, band.first_key, band.end).add_(dv);
+    });
+    return total;
+  }
+
   RowOutput rectangles(const Rectangles& r, double scale) const override {
     ++num_packed_calls;
     RowOutput result{at::empty_like(r.q_Nd), at::empty({r.q_Nd.size(0)}, r.q_Nd.options())};
@@ -77,8 +128,6 @@ class LoopKernel final : public PackedFlashKernel {
     EXPECT_EQ(row, r.q_Nd.size(0));
     EXPECT_EQ(key, r.k_Md.size(0));
   }
-
-  const FlashKernel& cpu_ = flash_kernel(at::kCPU);
 };
 
 struct Case {
@@ -111,14 +160,19 @@ TEST(PackedFlashKernel, IsExact) {
     const at::NoGradGuard no_grad;
     const LoopKernel kernel;
     const double scale = 1.0 / std::sqrt(static_cast<double>(d));
+    const auto expect_exact = [&](const FlashOutput& output, const AttentionGradients& gradients) {
+      EXPECT_TRUE(is_near(output.out_BHTd, expected, 1e-12));
+      EXPECT_TRUE(is_near(gradients.dq_BHTd, expected_gradients[0], 1e-12));
+      EXPECT_TRUE(is_near(gradients.dk_BGTd, expected_gradients[1], 1e-12));
+      EXPECT_TRUE(is_near(gradients.dv_BGTd, expected_gradients[2], 1e-12));
+      EXPECT_TRUE(is_near(gradients.dbias_BGT, expected_gradients[3], 1e-12));
+    };
+    const FlashOutput dense = kernel.dense(in, c.window, scale);
+    expect_exact(dense, kernel.dense_backward(dout, in, dense, c.window, scale));
+
     const Survivors survivors(gone_keys(in.bias_BGT).select(0, 0), c.window, kernel.sparse_block_rows());
     const FlashOutput output = kernel.sparse(in, survivors, scale);
-    const AttentionGradients gradients = kernel.sparse_backward(dout, in, output, survivors, scale);
-    EXPECT_TRUE(is_near(output.out_BHTd, expected, 1e-12));
-    EXPECT_TRUE(is_near(gradients.dq_BHTd, expected_gradients[0], 1e-12));
-    EXPECT_TRUE(is_near(gradients.dk_BGTd, expected_gradients[1], 1e-12));
-    EXPECT_TRUE(is_near(gradients.dv_BGTd, expected_gradients[2], 1e-12));
-    EXPECT_TRUE(is_near(gradients.dbias_BGT, expected_gradients[3], 1e-12));
+    expect_exact(output, kernel.sparse_backward(dout, in, output, survivors, scale));
     EXPECT_LE(kernel.num_packed_calls, 1);
     EXPECT_EQ(kernel.num_packed_calls, c.T > c.window + 1 + kBlockRows ? 1 : 0);
   }
