@@ -18,10 +18,11 @@ namespace {
 struct DoctorFlags {
   DoctorOptions options;
   std::string json, as_rank;
+  bool as_rank_on_gpu = false;
 };
 
 void run_doctor(const DoctorFlags& flags) {
-  if (!flags.as_rank.empty()) return measure_link_as_rank(flags.as_rank);
+  if (!flags.as_rank.empty()) return measure_link_as_rank(flags.as_rank, flags.as_rank_on_gpu);
   DoctorOptions options = flags.options;
   options.version = "dms " DMS_VERSION;
   const std::vector<Check> checks = examine(options);
@@ -53,6 +54,7 @@ void add_doctor(CLI::App& program) {
       ->capture_default_str();
   command->add_option("--json", flags->json, "Also write the findings to this file")->type_name("FILE");
   command->add_option("--as-rank", flags->as_rank)->group("");  // how it starts itself for the link
+  command->add_flag("--as-rank-on-gpu", flags->as_rank_on_gpu)->group("");
   command->footer(
       "Example:\n  dms doctor --json doctor.json\n\nExit code 1 when a check fails; its remedy is printed.");
   command->callback([flags] { run_doctor(*flags); });

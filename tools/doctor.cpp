@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <fcntl.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/version.h>
@@ -57,8 +58,10 @@ std::vector<at::Device> devices() {
   return found;
 }
 
+// In which a run may compute there: a GPU's flash attention has no float32.
 std::vector<at::ScalarType> dtypes_of(at::Device device) {
-  if (device.is_cpu() && !cpu_computes_bfloat16()) return {at::kFloat};
+  if (device.is_cuda()) return {at::kBFloat16};
+  if (!cpu_computes_bfloat16()) return {at::kFloat};
   return {at::kFloat, at::kBFloat16};
 }
 
@@ -127,12 +130,22 @@ Check check_kernels(at::Device device, at::ScalarType dtype) {
   return check;
 }
 
-Check check_gemm() {
-  const at::ScalarType dtype = cpu_computes_bfloat16() ? at::kBFloat16 : at::kFloat;
+Check check_gemm(at::Device device) {
+  const at::ScalarType dtype = dtypes_of(device).back();
   Check check{"matrix products", true, "", ""};
-  check.value = measure_gemm_flops_per_s(dtype);
-  check.found = significant_text(check.value * 1e-9) + " GFLOP/s in " + (dtype == at::kFloat ? "float32" : "bfloat16") +
-                " on " + std::to_string(at::get_num_threads()) + " threads";
+  if (device.is_cuda()) check.name += " on " + device.str();
+  check.value = measure_gemm_flops_per_s(dtype, device);
+  check.found = significant_text(check.value * 1e-9) + " GFLOP/s in " + (dtype == at::kFloat ? "float32" : "bfloat16");
+  if (device.is_cpu()) check.found += " on " + std::to_string(at::get_num_threads()) + " threads";
+  return check;
+}
+
+Check check_gpu_memory(at::Device device) {
+  const auto [free_bytes, total_bytes] = c10::getDeviceAllocator(at::kCUDA)->getMemoryInfo(device.index());
+  Check check{"memory of " + device.str(), true, "", "", static_cast<double>(free_bytes)};
+  check.found = bytes_text(check.value) + " free of " + bytes_text(static_cast<double>(total_bytes));
+  check.passed = free_bytes > total_bytes / 2;
+  if (!check.passed) check.remedy = "another program holds much of it: nvidia-smi names it";
   return check;
 }
 
@@ -184,13 +197,14 @@ Check check_clock() {
   return check;
 }
 
-Check check_link() {
-  Check check{"link between two ranks", true, "", ""};
+Check check_link(bool on_gpus) {
+  Check check{on_gpus ? "link between two GPUs" : "link between two ranks", true, "", ""};
   const std::string file = (fs::temp_directory_path() / ("dms-doctor-link." + std::to_string(::getpid()))).string();
   try {
     LaunchOptions launch;
     launch.num_ranks = 2;
     launch.arguments = {"doctor", "--as-rank", file};
+    if (on_gpus) launch.arguments.push_back("--as-rank-on-gpu");
     launch.speaker = "dms doctor";
     const int code = launch_local_ranks(launch);
     if (code != 0) throw std::runtime_error("two ranks ended with exit code " + std::to_string(code));
@@ -199,10 +213,21 @@ Check check_link() {
   } catch (const std::exception& error) {
     check.passed = false;
     check.found = error.what();
-    check.remedy = "ranks meet through TCP on 127.0.0.1: let no firewall or proxy forbid that";
+    check.remedy = on_gpus ? "run again with NCCL_DEBUG=INFO, which says what NCCL tried"
+                           : "ranks meet through TCP on 127.0.0.1: let no firewall or proxy forbid that";
   }
   std::error_code ignored;
   fs::remove(file, ignored);
+  return check;
+}
+
+Check check_nccl() {
+  Check check{"NCCL", true, nccl_version(), ""};
+  if (check.found.empty()) {
+    check.passed = false;
+    check.found = "not in this build: ranks cannot share weights (placement: shard) on these GPUs";
+    check.remedy = "configure and build where nccl.h is found (the PyPI wheel nvidia-nccl-cu13, or libnccl-dev)";
+  }
   return check;
 }
 
@@ -221,27 +246,45 @@ std::vector<Check> examine(const DoctorOptions& options) {
       {"GPUs", true,
        all.size() == 1 ? "none: everything runs on the processor" : std::to_string(all.size() - 1) + " visible", ""});
   checks.push_back(check_memory());
-  checks.push_back(check_gemm());
+  for (const at::Device device : all) {
+    if (device.is_cuda()) checks.push_back(check_gpu_memory(device));
+    checks.push_back(check_gemm(device));
+  }
   checks.push_back(check_disk(options.directory));
   checks.push_back(check_clock());
-  checks.push_back(check_link());
+  checks.push_back(check_link(/*on_gpus=*/false));
+  if (all.size() > 2) {
+    checks.push_back(check_nccl());
+    if (checks.back().passed) checks.push_back(check_link(/*on_gpus=*/true));
+  }
   for (const at::Device device : all) {
     for (const at::ScalarType dtype : dtypes_of(device)) checks.push_back(check_kernels(device, dtype));
   }
   return checks;
 }
 
-void measure_link_as_rank(const std::string& file) {
+void measure_link_as_rank(const std::string& file, bool on_gpu) {
   constexpr int64_t kBytes = int64_t{16} << 20;
   constexpr int kRounds = 5;
   const std::unique_ptr<RankGroup> ranks = join_ranks(read_launch_place(current_environment()), {});
-  const at::Tensor mine = at::ones({kBytes}, at::kByte), out = at::empty({ranks->size() * kBytes}, at::kByte);
+  const at::Device device =
+      on_gpu ? at::Device(at::kCUDA, static_cast<at::DeviceIndex>(ranks->rank())) : at::Device(at::kCPU);
+  const auto bytes = at::TensorOptions(device).dtype(at::kByte);
+  const at::Tensor mine = at::full({kBytes}, ranks->rank() + 1, bytes), out = at::empty({ranks->size(), kBytes}, bytes);
   double best_seconds = 1e30;
   for (int round = 0; round < kRounds; ++round) {
+    out.zero_();
+    synchronize(device);
     ranks->barrier("the doctor's round");
     const auto begin = Clock::now();
     ranks->start_all_gather(out, mine, "the doctor's all-gather")->wait();
     best_seconds = std::min(best_seconds, seconds_since(begin));
+    for (int64_t r = 0; r < ranks->size(); ++r) {
+      if (!(out[r] == r + 1).all().item<bool>()) {
+        throw std::runtime_error("rank " + std::to_string(ranks->rank()) + " did not receive what rank " +
+                                 std::to_string(r) + " sent");
+      }
+    }
   }
   if (ranks->speaks()) {
     write_file(file, std::to_string(static_cast<double>((ranks->size() - 1) * kBytes) / best_seconds));

@@ -23,7 +23,8 @@ struct DoctorOptions {
 // Takes some seconds.  Every check is made, whatever failed before it.
 std::vector<Check> examine(const DoctorOptions& options);
 
-// What each of the two ranks does that examine() starts to measure the link: rank 0 writes bytes/s into `file`.
-void measure_link_as_rank(const std::string& file);
+// What each of the two ranks does that examine() starts to check and measure the link, between processors (Gloo) or GPUs
+// (NCCL): rank 0 writes bytes/s into `file`.  Throws what went wrong.
+void measure_link_as_rank(const std::string& file, bool on_gpu);
 
 }  // namespace dms

@@ -40,6 +40,8 @@ step() {  # name, command...
 }
 
 step tests "$build/model_test" '--gtest_filter=Cuda/*' "--gtest_output=json:$results/tests.json"
+# Every kernel against the dense reference and, with two GPUs, NCCL between them.
+step doctor "$build/dms" doctor --dir "$results" --json "$results/doctor.json"
 step gemm "$build/dms" bench gemm --device cuda --repeat 20 --json "$results/gemm.json"
 # Llama-3.2-1B's heads and Qwen3-8B's; the second at the length that its official retrofit trains on.
 for shape in "32 8 64 8192" "32 8 64 32768" "32 8 128 8192" "32 8 128 32768"; do

@@ -1,27 +1,22 @@
 // Wall time of repeated work, as every benchmark reports it.
 #pragma once
 
-#include <ATen/Context.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
-namespace dms {
+#include "trainer/hardware.h"
 
-// Waits for work that a GPU has been given.
-inline void finish_work(at::Device device) {
-  if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.has_index() ? device.index() : 0);
-}
+namespace dms {
 
 template <class Work>
 double seconds_of(at::Device device, const Work& work) {
-  finish_work(device);
+  synchronize(device);
   const auto begin = std::chrono::steady_clock::now();
   work();
-  finish_work(device);
+  synchronize(device);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 

@@ -64,7 +64,7 @@ int64_t peak_device_memory_bytes(at::Device device) {
 int64_t available_memory_bytes() { return proc_kilobytes("/proc/meminfo", "MemAvailable"); }
 
 void synchronize(at::Device device) {
-  if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.index());
+  if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.has_index() ? device.index() : 0);
 }
 
 double measure_gemm_flops_per_s(at::ScalarType dtype, at::Device device) {

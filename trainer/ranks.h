@@ -1,6 +1,6 @@
 // The ranks of a run: processes that compute one global batch together.  A group of one is the normal case, so nobody
-// asks whether a run is distributed.  c10d's Gloo stays behind this interface: tensors that travel are on the CPU, also
-// where ranks compute on GPUs (a step sends the adapters' gradients, a few MB).
+// asks whether a run is distributed.  c10d stays behind this interface: tensors on the CPU travel by Gloo, those on GPUs by
+// NCCL (the shards of frozen weights; the adapters' gradients, a few MB, travel on the CPU everywhere).
 //
 // All ranks call the collectives in the same order, from one thread.  A rank that waits watches the others' heartbeats:
 // one that is killed, stopped or cut off ends the wait with RankLost, which names it and what was waited for.
@@ -97,6 +97,9 @@ struct RankGroupOptions {
 };
 // Meets the other ranks of `place`; the group of one when it is alone.  Throws RankLost when they do not appear.
 std::unique_ptr<RankGroup> join_ranks(const LaunchPlace& place, const RankGroupOptions& options);
+
+// Of the library through which GPUs exchange tensors, as "2.28.9"; empty in a build without it.
+std::string nccl_version();
 
 // Where the ranks of one host meet and leave word of a failure; for whoever starts them.
 class RankStore {

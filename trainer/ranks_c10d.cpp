@@ -1,5 +1,5 @@
-// The ranks' process group: c10d over Gloo, and the store through which they meet, show that they are alive, and leave
-// word of a failure.
+// The ranks' process groups, c10d over Gloo and, for tensors on GPUs, over NCCL; and the store through which ranks meet,
+// show that they are alive, and leave word of a failure.
 #include <arpa/inet.h>
 #include <ifaddrs.h>
 #include <netdb.h>
@@ -21,6 +21,7 @@
 
 #include "recipes/user_error.h"
 #include "trainer/ranks.h"
+#include "trainer/ranks_nccl.h"
 
 namespace dms {
 
@@ -176,6 +177,7 @@ class C10dRanks : public RankGroup {
   }
 
   ~C10dRanks() override {
+    if (device_backend_ != nullptr) leave_device_backend();
     // The store's host leaves last: the others' final beats would find nobody.
     try {
       if (store_answers()) store_->add(kEndedKey, 1);
@@ -193,8 +195,9 @@ class C10dRanks : public RankGroup {
   std::unique_ptr<Pending> start_all_gather(const at::Tensor& out, const at::Tensor& mine,
                                             const std::string& what) override {
     at::Tensor output = out.view({-1}), input = mine.view({-1});
-    if (output.nbytes() < kLargeGatherBytes) {
-      return pending(what, [&] { return Works{backend_->_allgather_base(output, input)}; });
+    c10d::Backend& backend = backend_for(output);
+    if (!output.is_cpu() || output.nbytes() < kLargeGatherBytes) {
+      return pending(what, [&] { return Works{backend._allgather_base(output, input)}; });
     }
     // Gloo's own all-gather receives into a temporary as large as `out` and copies; its broadcast works in place.
     std::vector<at::Tensor> parts = output.chunk(size());
@@ -205,7 +208,7 @@ class C10dRanks : public RankGroup {
         c10d::BroadcastOptions options;
         options.rootRank = from;
         std::vector<at::Tensor> part{parts[static_cast<size_t>(from)]};
-        works.push_back(backend_->broadcast(part, options));
+        works.push_back(backend.broadcast(part, options));
       }
       return works;
     });
@@ -215,7 +218,8 @@ class C10dRanks : public RankGroup {
     c10d::BroadcastOptions options;
     options.rootRank = from;
     std::vector<at::Tensor> tensors{tensor};
-    pending(what, [&] { return Works{backend_->broadcast(tensors, options)}; })->wait();
+    c10d::Backend& backend = backend_for(tensor);
+    pending(what, [&] { return Works{backend.broadcast(tensors, options)}; })->wait();
   }
 
   std::vector<at::Tensor> gather(const at::Tensor& mine, int64_t to, const std::string& what) override {
@@ -232,6 +236,7 @@ class C10dRanks : public RankGroup {
   }
 
   FirstFailure record_failure(int exit_code, bool lost_another) override {
+    failed_ = true;
     // A store that was cut off may block for a quarter of an hour; this rank then speaks for itself.
     const auto word = std::make_shared<std::promise<FirstFailure>>();
     std::future<FirstFailure> first = word->get_future();
@@ -334,6 +339,30 @@ class C10dRanks : public RankGroup {
     }
   }
 
+  // Where a tensor travels.  All ranks first come here with a tensor on a GPU at the same collective.
+  c10d::Backend& backend_for(const at::Tensor& tensor) {
+    if (tensor.is_cpu()) return *backend_;
+    if (device_backend_ == nullptr) {
+      device_backend_ = make_nccl_backend(c10::make_intrusive<c10d::PrefixStore>("device", store_), rank(), size(),
+                                          milliseconds(options_.collective_seconds));
+    }
+    return *device_backend_;
+  }
+
+  // After a failure its kernels may still spin for a rank that will never come.
+  void leave_device_backend() {
+    try {
+      if (failed_) {
+        device_backend_->abort();
+      } else {
+        device_backend_->shutdown();
+      }
+    } catch (const std::exception&) {
+      // What there was to say has been said.
+    }
+  }
+
+  // On return the collective is complete or, on a GPU, everything that is queued there from now on comes after it.
   void wait(c10d::Work& work, const std::string& what) {
     const auto begin = Clock::now();
     double looked = 0.0;
@@ -342,12 +371,14 @@ class C10dRanks : public RankGroup {
         looked = elapsed;
         look_for_silence(what);
         if (elapsed > options_.collective_seconds) {
+          failed_ = true;
           throw RankLost("waited " + plain(elapsed) + " for " + what + ", though every rank is alive");
         }
       }
       sleep_seconds(std::clamp(elapsed / 16.0, 20e-6, 1e-3));
     }
     try {
+      if (const std::exception_ptr failure = work.exception()) std::rethrow_exception(failure);
       work.wait();
     } catch (const std::exception& error) {
       throw_lost(what, reason_of(error));
@@ -355,17 +386,19 @@ class C10dRanks : public RankGroup {
     waited_seconds_ += seconds_since(begin);
   }
 
-  void look_for_silence(const std::string& what) const {
+  void look_for_silence(const std::string& what) {
     std::vector<int64_t> silent;
     for (int64_t r = 0; r < size(); ++r) {
       if (r != rank() && beats_->silent_seconds(r) > options_.hang_seconds) silent.push_back(r);
     }
     if (silent.empty()) return;
+    failed_ = true;
     throw RankLost(lost_message(what, silent, "no sign of life for " + plain(options_.hang_seconds)));
   }
 
   // The connection broke: whoever fell silent broke it.
-  [[noreturn]] void throw_lost(const std::string& what, const std::string& reason) const {
+  [[noreturn]] void throw_lost(const std::string& what, const std::string& reason) {
+    failed_ = true;
     std::vector<int64_t> silent;
     const auto begin = Clock::now();
     while (silent.empty() && seconds_since(begin) < kLastWordSeconds && !someone_left_word()) {
@@ -411,7 +444,9 @@ class C10dRanks : public RankGroup {
   std::vector<std::string> hosts_;
   StorePtr store_;
   std::unique_ptr<Heartbeats> beats_;
-  c10::intrusive_ptr<c10d::Backend> backend_;
+  c10::intrusive_ptr<c10d::Backend> backend_;         // tensors on the CPU
+  c10::intrusive_ptr<c10d::Backend> device_backend_;  // on GPUs; from its first use on
+  bool failed_ = false;                               // this rank, or it lost another
   double waited_seconds_ = 0.0;
 };
 

@@ -62,10 +62,12 @@ at::Device device_of(const Recipe& recipe, const RankGroup& ranks) {
 
 std::unique_ptr<WeightSource> place_weights(const Recipe& recipe, RankGroup& ranks) {
   const bool keep = recipe.trainer.placement == Placement::replicate;
-  auto whole =
-      open_weights(recipe.model_path, scalar_type(recipe.trainer.dtype), {.keep = keep, .warn = ranks.speaks()});
-  if (recipe.trainer.placement == Placement::shard) whole = std::make_unique<ShardedWeights>(std::move(whole), ranks);
-  return on_device(std::move(whole), device_of(recipe, ranks), keep);
+  auto whole = on_device(
+      open_weights(recipe.model_path, scalar_type(recipe.trainer.dtype), {.keep = keep, .warn = ranks.speaks()}),
+      device_of(recipe, ranks), keep);
+  // Shards live, and travel, where they are used.
+  if (recipe.trainer.placement == Placement::shard) return std::make_unique<ShardedWeights>(std::move(whole), ranks);
+  return whole;
 }
 
 class Run {
@@ -351,13 +353,18 @@ void resolve_recipe(Recipe& recipe, const Architecture& architecture, int64_t nu
       recipe.trainer.memory_limit_bytes >= 0 ? recipe.trainer.memory_limit_bytes : free_memory_bytes(recipe) / 5 * 4;
   const int64_t element_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.trainer.dtype)));
   const int64_t weight_bytes = architecture.num_parameters() * element_bytes;
+  const bool can_shard = recipe.trainer.device != ComputeDevice::cuda || !nccl_version().empty();
+  if (recipe.trainer.placement == Placement::shard && num_ranks > 1 && !can_shard) {
+    throw UserError("", "trainer.placement: shard needs NCCL between GPUs, and this build is without it",
+                    {"configure and build where nccl.h is found (the PyPI wheel nvidia-nccl-cu13, or libnccl-dev)"});
+  }
   if (recipe.trainer.placement == Placement::automatic) {
     const bool keeps_layers = recipe.trainer.activation_checkpointing == ActivationCheckpointing::none ||
                               recipe.trainer.activation_checkpointing == ActivationCheckpointing::selective;
     // A fifth of the limit stays for activations.
-    recipe.trainer.placement = keeps_layers || num_ranks * weight_bytes <= limit / 5 * 4 ? Placement::replicate
-                               : num_ranks > 1 && weight_bytes <= limit / 5 * 4          ? Placement::shard
-                                                                                         : Placement::host;
+    recipe.trainer.placement = keeps_layers || num_ranks * weight_bytes <= limit / 5 * 4     ? Placement::replicate
+                               : can_shard && num_ranks > 1 && weight_bytes <= limit / 5 * 4 ? Placement::shard
+                                                                                             : Placement::host;
   }
   if (recipe.trainer.activation_checkpointing == ActivationCheckpointing::automatic) {
     recipe.trainer.activation_checkpointing =

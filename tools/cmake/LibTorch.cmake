@@ -97,6 +97,17 @@ if(dms_cuda)
   endif()
   target_link_libraries(dms_torch INTERFACE
     ${TORCH_ROOT}/lib/libtorch_cuda.so ${TORCH_ROOT}/lib/libc10_cuda.so ${cudart})
+  # Of NCCL only the header is needed: c10d's NCCL is in libtorch_cuda.so.
+  find_path(DMS_NCCL_INCLUDE_DIR nccl.h HINTS ${site_packages}/nvidia/nccl/include)
 endif()
 
 message(STATUS "LibTorch: ${TORCH_ROOT} (CUDA: ${dms_cuda})")
+# Target dms_nccl: what the one file that includes c10d's NCCL needs.  It exists where that can be compiled.
+if(dms_cuda AND DMS_NCCL_INCLUDE_DIR)
+  add_library(dms_nccl INTERFACE)
+  target_include_directories(dms_nccl SYSTEM INTERFACE ${DMS_NCCL_INCLUDE_DIR} ${CUDAToolkit_INCLUDE_DIRS})
+  message(STATUS "NCCL: ${DMS_NCCL_INCLUDE_DIR}")
+elseif(dms_cuda)
+  message(WARNING "nccl.h was not found: ranks on GPUs will not be able to share weights (placement: shard).\n"
+    "  It comes with the PyPI wheel nvidia-nccl-cu13 and with the distribution's libnccl-dev.")
+endif()
