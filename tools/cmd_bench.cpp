@@ -1,12 +1,11 @@
 // dms bench: parse, measure, print.
 #include <CLI/CLI.hpp>
 
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "data/staged_file.h"
 #include "tools/bench_train_step.h"
+#include "tools/command_options.h"
 #include "tools/commands.h"
 
 namespace dms {
@@ -25,9 +24,7 @@ void run_train_step(const TrainStepBenchmark& benchmark, const std::string& json
                                     {"dtype", figures.dtype},
                                     {"activation_checkpointing", figures.activation_checkpointing},
                                     {"threads", figures.threads}};
-  const std::string text = json.dump(2) + "\n";
-  std::fputs(text.c_str(), stdout);
-  if (!json_file.empty()) write_file(json_file, text);
+  print_figures(json.dump(2), json_file);
 }
 
 void add_train_step(CLI::App& bench) {
@@ -53,16 +50,7 @@ void add_train_step(CLI::App& bench) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str()
       ->type_name("N");
-  command
-      ->add_option_function<std::string>(
-          "--dtype",
-          [&benchmark](const std::string& name) {
-            benchmark.dtype = name == "float32"    ? ComputeDtype::float32
-                              : name == "bfloat16" ? ComputeDtype::bfloat16
-                                                   : ComputeDtype::automatic;
-          },
-          "auto (default), float32 or bfloat16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+  add_dtype_option(*command, benchmark.dtype);
   std::vector<std::string> plans;
   for (const auto& [name, plan] : activation_checkpointing_names()) plans.push_back(name);
   command
@@ -75,7 +63,7 @@ void add_train_step(CLI::App& bench) {
           },
           "auto (default: the fastest that fits), full, selective or none")
       ->check(CLI::IsMember(plans));
-  command->add_option("--json", flags->json, "Also write the figures to this file")->type_name("FILE");
+  add_json_option(*command, flags->json);
   command->footer("Example:\n  dms bench train-step --model quickstart/model --seq 1024 --window 64 --dtype float32");
   command->callback([flags] { run_train_step(flags->benchmark, flags->json); });
 }

@@ -148,7 +148,7 @@ void add_bench_decode(CLI::App& bench) {
                    "Also time transformers' DynamicCache, in a Python that has it, such as .venv/bin/python3")
       ->type_name("PYTHON");
   command->add_option("--plot", flags->plot, "Also draw the figures, as a page of its own")->type_name("FILE.html");
-  command->add_option("--json", flags->json, "Also write the figures to this file")->type_name("FILE");
+  add_json_option(*command, flags->json);
   command->footer(
       "Example:\n  dms bench decode --model quickstart/model --adapters quickstart/run --context 2048,8192 "
       "--batch 1,16\n    --distinct 2 --data quickstart/held-out-perl.h5 --transformers .venv/bin/python3 --plot "

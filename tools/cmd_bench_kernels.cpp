@@ -1,14 +1,13 @@
 // dms bench attention, head and gemm: parse, measure, print.
 #include <CLI/CLI.hpp>
 
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "data/staged_file.h"
 #include "tools/bench_attention.h"
 #include "tools/bench_gemm.h"
 #include "tools/bench_head.h"
+#include "tools/command_options.h"
 #include "tools/commands.h"
 
 namespace dms {
@@ -16,25 +15,6 @@ namespace dms {
 namespace {
 
 using nlohmann::ordered_json;
-
-void print(const ordered_json& json, const std::string& json_file) {
-  const std::string text = json.dump(2) + "\n";
-  std::fputs(text.c_str(), stdout);
-  if (!json_file.empty()) write_file(json_file, text);
-}
-
-void add_dtype(CLI::App& command, ComputeDtype& dtype) {
-  command
-      .add_option_function<std::string>(
-          "--dtype",
-          [&dtype](const std::string& name) {
-            dtype = name == "float32"    ? ComputeDtype::float32
-                    : name == "bfloat16" ? ComputeDtype::bfloat16
-                                         : ComputeDtype::automatic;
-          },
-          "auto (default), float32 or bfloat16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
-}
 
 void add_device(CLI::App& command, std::string& device) {
   command.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}))->capture_default_str();
@@ -48,23 +28,24 @@ ordered_json passes_json(const AttentionFigures::Passes& passes) {
 
 void run_attention(const AttentionBenchmark& benchmark, const std::string& json_file) {
   const AttentionFigures figures = bench_attention(benchmark);
-  print({{"causal_seconds", passes_json(figures.causal)},
-         {"two_part_seconds", passes_json(figures.two_part)},
-         {"sparse_seconds", passes_json(figures.sparse)},
-         {"dense_seconds", figures.dense ? passes_json(*figures.dense) : ordered_json(nullptr)},
-         {"student_over_causal", figures.student_over_causal},
-         {"layers", figures.num_layers},
-         {"sparse_layers", figures.num_sparse_layers},
-         {"kept_share", figures.kept_share},
-         {"soft_share", figures.soft_share},
-         {"causal_forward_flops", figures.causal_flops},
-         {"sparse_forward_flops", figures.sparse_flops},
-         {"sequence_length", benchmark.sequence_length},
-         {"window", benchmark.window},
-         {"device", benchmark.device},
-         {"dtype", figures.dtype},
-         {"threads", figures.threads}},
-        json_file);
+  print_figures(ordered_json{{"causal_seconds", passes_json(figures.causal)},
+                             {"two_part_seconds", passes_json(figures.two_part)},
+                             {"sparse_seconds", passes_json(figures.sparse)},
+                             {"dense_seconds", figures.dense ? passes_json(*figures.dense) : ordered_json(nullptr)},
+                             {"student_over_causal", figures.student_over_causal},
+                             {"layers", figures.num_layers},
+                             {"sparse_layers", figures.num_sparse_layers},
+                             {"kept_share", figures.kept_share},
+                             {"soft_share", figures.soft_share},
+                             {"causal_forward_flops", figures.causal_flops},
+                             {"sparse_forward_flops", figures.sparse_flops},
+                             {"sequence_length", benchmark.sequence_length},
+                             {"window", benchmark.window},
+                             {"device", benchmark.device},
+                             {"dtype", figures.dtype},
+                             {"threads", figures.threads}}
+                    .dump(2),
+                json_file);
 }
 
 void run_gemm(const GemmBenchmark& benchmark, const std::string& json_file) {
@@ -83,30 +64,32 @@ void run_gemm(const GemmBenchmark& benchmark, const std::string& json_file) {
                     {"seconds_max", row.seconds.max},
                     {"flops_per_s", row.flops_per_s()}});
   }
-  print({{"rows", rows},
-         {"flops_per_s", best},
-         {"device", benchmark.device},
-         {"dtype", figures.dtype},
-         {"threads", figures.threads}},
-        json_file);
+  print_figures(ordered_json{{"rows", rows},
+                             {"flops_per_s", best},
+                             {"device", benchmark.device},
+                             {"dtype", figures.dtype},
+                             {"threads", figures.threads}}
+                    .dump(2),
+                json_file);
 }
 
 void run_head(const HeadBenchmark& benchmark, const std::string& json_file) {
   const HeadFigures figures = bench_head(benchmark);
   const double flops_per_s = figures.flops / figures.seconds.median;
-  print({{"seconds", figures.seconds.median},
-         {"seconds_min", figures.seconds.min},
-         {"seconds_max", figures.seconds.max},
-         {"flops", figures.flops},
-         {"flops_per_s", flops_per_s},
-         {"gemm_flops_per_s", figures.gemm_flops_per_s},
-         {"share_of_gemm_rate", flops_per_s / figures.gemm_flops_per_s},
-         {"logit_bytes", figures.logit_bytes},
-         {"dense_logit_bytes", figures.dense_logit_bytes},
-         {"sequence_length", benchmark.sequence_length},
-         {"dtype", figures.dtype},
-         {"threads", figures.threads}},
-        json_file);
+  print_figures(ordered_json{{"seconds", figures.seconds.median},
+                             {"seconds_min", figures.seconds.min},
+                             {"seconds_max", figures.seconds.max},
+                             {"flops", figures.flops},
+                             {"flops_per_s", flops_per_s},
+                             {"gemm_flops_per_s", figures.gemm_flops_per_s},
+                             {"share_of_gemm_rate", flops_per_s / figures.gemm_flops_per_s},
+                             {"logit_bytes", figures.logit_bytes},
+                             {"dense_logit_bytes", figures.dense_logit_bytes},
+                             {"sequence_length", benchmark.sequence_length},
+                             {"dtype", figures.dtype},
+                             {"threads", figures.threads}}
+                    .dump(2),
+                json_file);
 }
 
 }  // namespace
@@ -148,9 +131,9 @@ void add_bench_attention(CLI::App& bench) {
         ->capture_default_str()
         ->type_name("N");
   }
-  add_dtype(*command, b.dtype);
+  add_dtype_option(*command, b.dtype);
   add_device(*command, b.device);
-  command->add_option("--json", flags->json, "Also write the figures to this file")->type_name("FILE");
+  add_json_option(*command, flags->json);
   command->footer(
       "Seconds are those of one layer.  Examples:\n"
       "  dms bench attention --seq 8192 --window 128\n"
@@ -176,9 +159,9 @@ void add_bench_gemm(CLI::App& bench) {
         ->capture_default_str()
         ->type_name("N");
   }
-  add_dtype(*command, b.dtype);
+  add_dtype_option(*command, b.dtype);
   add_device(*command, b.device);
-  command->add_option("--json", flags->json, "Also write the figures to this file")->type_name("FILE");
+  add_json_option(*command, flags->json);
   command->footer("Example:\n  dms bench gemm --model quickstart/model --dtype float32");
   command->callback([flags] { run_gemm(flags->benchmark, flags->json); });
 }
@@ -207,8 +190,8 @@ void add_bench_head(CLI::App& bench) {
           },
           "forward (default) or reverse")
       ->check(CLI::IsMember({"forward", "reverse"}));
-  add_dtype(*command, b.dtype);
-  command->add_option("--json", flags->json, "Also write the figures to this file")->type_name("FILE");
+  add_dtype_option(*command, b.dtype);
+  add_json_option(*command, flags->json);
   command->footer(
       "FLOPs are those of three products: both models' logits and the gradient.  Example:\n"
       "  dms bench head --model quickstart/model --dtype float32");

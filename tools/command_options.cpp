@@ -2,8 +2,10 @@
 
 #include <CLI/CLI.hpp>
 
+#include <cstdio>
 #include <optional>
 
+#include "data/staged_file.h"
 #include "recipes/option_value.h"
 #include "recipes/user_error.h"
 
@@ -16,6 +18,28 @@ void add_compute_options(CLI::App& command, std::string& dtype, std::string& dev
   command.add_option("--device", device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+}
+
+void add_dtype_option(CLI::App& command, ComputeDtype& dtype) {
+  command
+      .add_option_function<std::string>(
+          "--dtype",
+          [&dtype](const std::string& name) {
+            dtype = name == "float32"    ? ComputeDtype::float32
+                    : name == "bfloat16" ? ComputeDtype::bfloat16
+                                         : ComputeDtype::automatic;
+          },
+          "auto (default), float32 or bfloat16")
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+}
+
+void add_json_option(CLI::App& command, std::string& file) {
+  command.add_option("--json", file, "Also write the figures to this file")->type_name("FILE");
+}
+
+void print_figures(const std::string& json, const std::string& file) {
+  std::printf("%s\n", json.c_str());
+  if (!file.empty()) write_file(file, json + "\n");
 }
 
 void add_target_ratio_options(CLI::App& command, TargetRatio& target) {

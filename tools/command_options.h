@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "trainer/recipe.h"
 #include "trainer/target_ratio.h"
 
 namespace CLI {
@@ -14,6 +15,13 @@ namespace dms {
 
 // --dtype and --device, "auto" unless given.
 void add_compute_options(CLI::App& command, std::string& dtype, std::string& device);
+
+// --dtype alone, for commands that say themselves what they run on.
+void add_dtype_option(CLI::App& command, ComputeDtype& dtype);
+
+// --json, and what it asks for: `json` on the terminal and, if named, in `file`.
+void add_json_option(CLI::App& command, std::string& file);
+void print_figures(const std::string& json, const std::string& file);
 
 // --target-ratio, --calibration, --calibration-length, --calibration-tokens, --per-head-offsets.
 void add_target_ratio_options(CLI::App& command, TargetRatio& target);

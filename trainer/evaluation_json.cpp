@@ -187,19 +187,29 @@ std::string drift_table(const std::vector<std::pair<std::string, EvaluationRecor
 }
 
 std::string evaluation_table(const std::vector<std::pair<std::string, EvaluationRecord>>& sets) {
+  const bool with_baselines = !sets.empty() && sets.front().second.baseline_live_keys > 0;
   std::string table;
-  char line[256];
-  std::snprintf(line, sizeof(line), "%-24s %8s %10s %10s %21s %21s\n", "", "KV", "KL", "KL 2nd", "sliding window KL",
-                "sinks+window KL");
-  table += line;
+  char text[256];
+  const auto add = [&](const char* pattern, auto... values) {
+    std::snprintf(text, sizeof(text), pattern, values...);
+    table += text;
+  };
+  add("%-24s %8s %10s %10s", "", "KV", "KL", "KL 2nd");
+  if (with_baselines) add(" %21s %21s", "sliding window KL", "sinks+window KL");
+  table += "\n";
   const auto add_row = [&](const std::string& name, const EvaluationRecord& r) {
     const int64_t length = r.sequence_length;
-    const auto kl = [&](const MethodRecord& m, int64_t from) { return kl_between(m.kl, length, from, length); };
-    std::snprintf(line, sizeof(line), "%-24s %7.2fx %10.4f %10.4f %10.4f %10.4f %10.4f %10.4f\n", name.c_str(),
-                  ratio(static_cast<double>(r.student.dense_bytes), static_cast<double>(r.student.allocated_bytes)),
-                  kl(r.student, 0), kl(r.student, length / 2), kl(r.sliding_window, 0),
-                  kl(r.sliding_window, length / 2), kl(r.streaming_llm, 0), kl(r.streaming_llm, length / 2));
-    table += line;
+    const auto add_kl = [&](const MethodRecord& m) {
+      add(" %10.4f %10.4f", kl_between(m.kl, length, 0, length), kl_between(m.kl, length, length / 2, length));
+    };
+    add("%-24s %7.2fx", name.c_str(),
+        ratio(static_cast<double>(r.student.dense_bytes), static_cast<double>(r.student.allocated_bytes)));
+    add_kl(r.student);
+    if (with_baselines) {
+      add_kl(r.sliding_window);
+      add_kl(r.streaming_llm);
+    }
+    table += "\n";
   };
   for (const auto& [name, record] : sets) add_row(name, record);
   if (sets.size() > 1) add_row("all", pooled(sets));
