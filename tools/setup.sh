@@ -17,8 +17,9 @@ TORCH_VERSION=2.11.0
 # What libtorch_cpu.so itself is linked against; a newer torch names others (readelf -d libtorch_cpu.so).
 TORCH_CPU_LIBRARIES=(nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
 # Reference libraries without their dependencies: fastdms wants flash-attn, which is built against a CUDA toolkit, but
-# what the tests use of it does not.  lm-eval: only its graders are wanted.
-REFERENCE_ALONE=(fastdms==0.2.0 lm-eval==0.4.13)
+# what the tests use of it does not.  lm-eval, lighteval: only their graders are wanted, the latter's with what parses LaTeX.
+REFERENCE_ALONE=(fastdms==0.2.0 lm-eval==0.4.13 lighteval==0.13.0 latex2sympy2_extended==1.0.6
+  antlr4-python3-runtime==4.13.2)
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=tools/environment.sh

@@ -1,4 +1,4 @@
-// Grades what a reference test asks it to: lines of {"kind", "text", "answer"} in, a 0 or 1 (or a letter) a line out.
+// Grades what a reference test asks it to: lines of {"kind", "text", "answer"} in, a 0 or 1 (or what is boxed) a line out.
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -13,6 +13,8 @@ int main() {
     if (kind == "boxed") {
       const auto boxed = dms::last_boxed(text);
       std::puts(nlohmann::json(boxed ? nlohmann::json(*boxed) : nlohmann::json(nullptr)).dump().c_str());
+    } else if (kind == "letter") {
+      std::puts(dms::chosen_letter(text) == answer.at(0) ? "1" : "0");
     } else {
       std::puts((kind == "integer" ? dms::grades_as_integer(text, answer) : dms::grades_as_math(text, answer)) ? "1"
                                                                                                                : "0");
