@@ -15,7 +15,8 @@ void describe(Schema& schema, EvictionOptions& o) {
   schema.integer("window", o.window, 0, int64_t{1} << 24,
                  "tokens for which a key stays untouched: visible while q - k <= window");
   schema.integer("decision_shift", o.decision_shift, 0, 1,
-                 "the decision about token t is read at token t + shift (1: NVIDIA's code; 0: the paper, FastDMS)");
+                 "the decision about token t is read at token t + shift (0: the paper, FastDMS, and better where "
+                 "measured; 1: NVIDIA's code)");
   schema.real("alpha_scale", o.alpha_scale, 1e-3, 1e6, "eviction logit = alpha_scale * x - alpha_offset + bias");
   schema.real("alpha_offset", o.alpha_offset, -1e6, 1e6, "the logit starts at -alpha_offset: nothing is evicted");
   schema.real("tau", o.tau, 1e-3, 10.0, "temperature of the relaxed decision in training");
