@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Compares ways to train an evictor on held-out text: what a token of training buys.
+
+usage: tools/compare_schedules.py [--ratios 4,8,16] [--official-tokens 102400] [--warm-tokens 65536] [--steps 24]
+                                  [--learning-rates 2e-5] [--out quickstart/schedules] [--dms build/dms]
+
+For each compression ratio: the official schedule (a linear adapter without per-head bias, shift 1, reverse KL, the ratio
+rising from 1x over 15/16 of the steps, constant learning rate), the warm start alone, and the warm start followed by
+--steps steps of distillation at each of --learning-rates, decaying to zero; all on the quickstart's data in sequences of
+1024 tokens, window 64.  Then `dms eval`, with streaming (4 sinks + window) at the same memory beside each.  A run that is
+there already is not made again, so a sweep can be interrupted and widened.  Writes DIR/schedules.json and prints a table.
+Run tools/quickstart.sh first, for model and data.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+LENGTH = 1024
+HELD_OUT = ["perl", "git", "postgresql"]
+
+
+def official(ratio, tokens):
+    steps = max(16, tokens // LENGTH)
+    return [
+        "adapter.bias=none", "eviction.decision_shift=1", "eviction.truncate_at=1e9", "compression.initial=1",
+        f"compression.final={ratio}", f"compression.ramp_steps={steps * 15 // 16}", "compression.count=straight_through",
+        "compression.loss_weight=1", "distillation.kl=reverse", "warm_start.tokens=0", f"trainer.steps={steps}",
+        "trainer.learning_rate=3e-5", "trainer.schedule=constant",
+    ]  # fmt: skip
+
+
+def warm(ratio, tokens, steps, learning_rate):
+    return [
+        f"warm_start.tokens={tokens}", f"warm_start.compression={ratio}", f"compression.initial={ratio}",
+        f"compression.final={ratio}", f"trainer.steps={steps}", f"trainer.learning_rate={learning_rate}",
+    ]  # fmt: skip
+
+
+def run_once(arguments, directory, overrides):
+    """The evaluation of one run, made unless it is there."""
+    result = directory / "eval.json"
+    if not result.exists():
+        train = [arguments.dms, "train", arguments.recipe, *overrides, "--run-dir", str(directory / "run"), "--resume"]
+        subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+        data = [f"{arguments.quickstart}/held-out-{name}.h5" for name in HELD_OUT]
+        subprocess.run(
+            [arguments.dms, "eval", "--model", f"{arguments.quickstart}/model", "--adapters", str(directory / "run"),
+             "--data", *data, "--max-tokens", str(arguments.eval_tokens), "--json", str(result)],
+            check=True, stdout=subprocess.DEVNULL, stderr=sys.stderr)  # fmt: skip
+    return json.loads(result.read_text())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dms", default="build/dms")
+    parser.add_argument("--recipe", default="recipes/smollm2-135m.yaml")
+    parser.add_argument("--quickstart", default="quickstart")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("quickstart/schedules"))
+    parser.add_argument("--ratios", default="4,8,16")
+    parser.add_argument("--official-tokens", type=int, default=102400)
+    parser.add_argument("--warm-tokens", type=int, default=65536)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--learning-rates", default="2e-5")
+    parser.add_argument("--eval-tokens", type=int, default=4096, help="of each held-out set")
+    arguments = parser.parse_args()
+
+    rows = []
+    print("| target | training | tokens | KV memory | KL | KL, 2nd half | sinks + window, 2nd half |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for ratio in arguments.ratios.split(","):
+        ways = {f"official {arguments.official_tokens}": official(ratio, arguments.official_tokens)}
+        ways[f"warm start {arguments.warm_tokens}"] = warm(ratio, arguments.warm_tokens, 0, "2e-5")
+        for rate in arguments.learning_rates.split(",") if arguments.steps else []:
+            name = f"warm start {arguments.warm_tokens} + {arguments.steps} steps at {rate}"
+            ways[name] = warm(ratio, arguments.warm_tokens, arguments.steps, rate)
+        for name, overrides in ways.items():
+            directory = arguments.out / f"{ratio}x {name}".replace(" ", "-")
+            directory.mkdir(parents=True, exist_ok=True)
+            result = run_once(arguments, directory, overrides)
+            settings = dict(override.split("=") for override in overrides)
+            tokens = int(settings["warm_start.tokens"]) + LENGTH * int(settings["trainer.steps"])
+            row = {"target": float(ratio), "training": name, "tokens": tokens, "overrides": overrides}
+            row |= {key: result[key] for key in ("kv_memory_ratio", "kl_mean", "kl_mean_second_half")}
+            row["streaming_kl_mean_second_half"] = result["streaming_llm"]["kl_mean_second_half"]
+            rows.append(row)
+            print(f"| {ratio}x | {name} | {tokens // 1000}k | {row['kv_memory_ratio']:.2f}x | {row['kl_mean']:.3f} | "
+                  f"{row['kl_mean_second_half']:.3f} | {row['streaming_kl_mean_second_half']:.3f} |", flush=True)
+    (arguments.out / "schedules.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
