@@ -77,7 +77,9 @@ def compare(program, directory, options):
         for string, ours, theirs in zip(strings, answers, expected):
             num_characters += len(string)
             same = ours["ids"] == theirs.ids and ours["ids_with_ends"] == theirs.ids
-            if unicodedata.normalize("NFC", string) == string:
+            # The vocabulary of the sample model lacks some bytes, which vanish; the library's offsets after one are too small.
+            whole = len(theirs.ids) == 0 or reference.decode(theirs.ids, skip_special_tokens=False) == string
+            if whole and unicodedata.normalize("NFC", string) == string:
                 same = same and ours["ends"] == [end for _, end in theirs.offsets]
             if not same:
                 num_wrong += 1
