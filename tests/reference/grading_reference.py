@@ -11,8 +11,9 @@ import itertools
 import json
 import pathlib
 import random
-import subprocess
 import sys
+
+from graded_answers import count_differences
 
 
 def load_harness_grader():
@@ -71,17 +72,9 @@ def main():
         questions.append({"kind": "boxed", "text": text, "answer": ""})
         expected.append(json.dumps(found))
 
-    lines = "".join(json.dumps(question) + "\n" for question in questions)
-    result = subprocess.run([program], input=lines, capture_output=True, text=True, check=True)
-    actual = result.stdout.splitlines()
-    assert len(actual) == len(expected), (len(actual), len(expected))
-    differing = [(q, e, a) for q, e, a in zip(questions, expected, actual) if e != a]
-    for question, e, a in differing[:20]:
-        print(f"{question}: harness {e}, ours {a}")
-    right = expected.count("1")
-    print(f"{len(expected)} answers, {right} right by the harness, {len(differing)} differences")
-    assert right > 100 and len(expected) > 2000
-    sys.exit(1 if differing else 0)
+    num_differing = count_differences(program, "lm-eval", questions, expected)
+    assert expected.count("1") > 100 and len(expected) > 2000
+    sys.exit(1 if num_differing else 0)
 
 
 if __name__ == "__main__":
