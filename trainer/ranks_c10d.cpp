@@ -281,7 +281,7 @@ class C10dRanks : public RankGroup {
     try {
       return std::make_unique<Collective>(*this, start(), what);
     } catch (const std::exception& error) {
-      throw_lost(what, reason_of(error));
+      throw_broken(what, reason_of(error));
     }
   }
 
@@ -335,7 +335,7 @@ class C10dRanks : public RankGroup {
                                                              options);
       backend_->setTimeout(milliseconds(options_.collective_seconds));
     } catch (const std::exception& error) {
-      throw_lost("the other ranks' connections", reason_of(error));
+      throw_broken("the other ranks' connections", reason_of(error));
     }
   }
 
@@ -371,8 +371,7 @@ class C10dRanks : public RankGroup {
         looked = elapsed;
         look_for_silence(what);
         if (elapsed > options_.collective_seconds) {
-          failed_ = true;
-          throw RankLost("waited " + plain(elapsed) + " for " + what + ", though every rank is alive");
+          throw_lost("waited " + plain(elapsed) + " for " + what + ", though every rank is alive");
         }
       }
       sleep_seconds(std::clamp(elapsed / 16.0, 20e-6, 1e-3));
@@ -381,7 +380,7 @@ class C10dRanks : public RankGroup {
       if (const std::exception_ptr failure = work.exception()) std::rethrow_exception(failure);
       work.wait();
     } catch (const std::exception& error) {
-      throw_lost(what, reason_of(error));
+      throw_broken(what, reason_of(error));
     }
     waited_seconds_ += seconds_since(begin);
   }
@@ -392,13 +391,16 @@ class C10dRanks : public RankGroup {
       if (r != rank() && beats_->silent_seconds(r) > options_.hang_seconds) silent.push_back(r);
     }
     if (silent.empty()) return;
+    throw_lost(lost_message(what, silent, "no sign of life for " + plain(options_.hang_seconds)));
+  }
+
+  [[noreturn]] void throw_lost(const std::string& message) {
     failed_ = true;
-    throw RankLost(lost_message(what, silent, "no sign of life for " + plain(options_.hang_seconds)));
+    throw RankLost(message);
   }
 
   // The connection broke: whoever fell silent broke it.
-  [[noreturn]] void throw_lost(const std::string& what, const std::string& reason) {
-    failed_ = true;
+  [[noreturn]] void throw_broken(const std::string& what, const std::string& reason) {
     std::vector<int64_t> silent;
     const auto begin = Clock::now();
     while (silent.empty() && seconds_since(begin) < kLastWordSeconds && !someone_left_word()) {
@@ -407,7 +409,7 @@ class C10dRanks : public RankGroup {
         if (r != rank() && beats_->silent_seconds(r) > 4.0 * beats_->interval_seconds()) silent.push_back(r);
       }
     }
-    throw RankLost(lost_message(what, silent, reason));
+    throw_lost(lost_message(what, silent, reason));
   }
 
   std::string lost_message(const std::string& what, const std::vector<int64_t>& silent,
