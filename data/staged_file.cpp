@@ -31,7 +31,10 @@ std::string directory_of(const std::string& path) {
   return parent.empty() ? "." : parent;
 }
 
-std::string partial_name(const std::string& path) { return path + ".partial." + std::to_string(::getpid()); }
+constexpr std::string_view kPartial = ".partial.", kRemoved = ".removed.";
+
+std::string partial_name(const std::string& path) { return path + std::string(kPartial) + std::to_string(::getpid()); }
+std::string removed_name(const std::string& path) { return path + std::string(kRemoved) + std::to_string(::getpid()); }
 
 // Creation fails for the user's reasons (wrong directory, no permission) or for the world's (disk full).
 [[noreturn]] void throw_creation_error(const std::string& path, int error) {
@@ -134,7 +137,7 @@ void StagedDir::commit() {
   if (::rename(partial_path_.c_str(), final_path_.c_str()) != 0) {
     if (errno != ENOTEMPTY && errno != EEXIST) throw IoError(final_path_, "rename into", errno);
     // Swapped in one step where the file system can, so that the final name is never missing; else in two.
-    const std::string replaced = final_path_ + ".replaced." + std::to_string(::getpid());
+    const std::string replaced = removed_name(final_path_);
     if (::syscall(SYS_renameat2, AT_FDCWD, partial_path_.c_str(), AT_FDCWD, final_path_.c_str(), RENAME_EXCHANGE) ==
         0) {
       fs::rename(partial_path_, replaced);
@@ -147,6 +150,19 @@ void StagedDir::commit() {
   }
   committed_ = true;
   sync_path(directory_of(final_path_), true);
+}
+
+void remove_dir(const std::string& path) {
+  const std::string removed = removed_name(path);
+  std::error_code ignored;
+  fs::remove_all(removed, ignored);  // left by a killed process that had our process id
+  if (::rename(path.c_str(), removed.c_str()) != 0) throw IoError(path, "remove", errno);
+  sync_path(directory_of(path), true);
+  fs::remove_all(removed, ignored);
+}
+
+bool is_unfinished_name(std::string_view file_name) {
+  return file_name.find(kPartial) != std::string_view::npos || file_name.find(kRemoved) != std::string_view::npos;
 }
 
 void write_file(const std::string& path, std::string_view bytes) {

@@ -56,6 +56,12 @@ class StagedDir {
   bool committed_ = false;
 };
 
+// Removes directory PATH at once: renamed aside first, so that a process killed on the way leaves nothing under its name
+// but the whole.  What it leaves is called PATH.removed.<pid>.
+void remove_dir(const std::string& path);
+// True for what a killed process left beside its files: NAME.partial.<pid>, NAME.removed.<pid>.
+bool is_unfinished_name(std::string_view file_name);
+
 void write_file(const std::string& path, std::string_view bytes);  // StagedFile in one call
 std::string read_file(const std::string& path);                    // throws UserError when unreadable
 // Calls `visit` with the file's bytes, a block at a time; `visit` must not throw.  Throws UserError when unreadable.

@@ -1,5 +1,6 @@
 #include "model/adapter.h"
 
+#include <ATen/core/grad_mode.h>
 #include <stdexcept>
 
 #include "model/adapter_linear.h"

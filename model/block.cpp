@@ -1,5 +1,7 @@
 #include "model/block.h"
 
+#include <ATen/core/grad_mode.h>
+
 namespace dms {
 
 namespace {

@@ -1,5 +1,6 @@
 #include "model/generator.h"
 
+#include <ATen/core/grad_mode.h>
 #include <algorithm>
 #include <deque>
 #include <string>

@@ -1,5 +1,6 @@
 #include "model/hard_student.h"
 
+#include <ATen/core/grad_mode.h>
 #include <algorithm>
 
 #include "model/block.h"

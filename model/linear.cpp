@@ -1,5 +1,6 @@
 #include "model/linear.h"
 
+#include <ATen/core/grad_mode.h>
 #include <algorithm>
 
 #include "model/parallel_tasks.h"

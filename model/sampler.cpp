@@ -1,6 +1,7 @@
 #include "model/sampler.h"
 
 #include <ATen/core/PhiloxRNGEngine.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,6 @@
 #include "model/student_layer.h"
 
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "model/attention.h"

@@ -1,9 +1,8 @@
-// What every LibTorch file of this project includes, precompiled once.
+// What every LibTorch file of this project includes, precompiled once.  Kept to what nearly all of them use: GCC
+// instantiates a header's pending templates anew in every file, precompiled or not, and custom_function.h alone costs
+// each of them 1.5 s.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/variable.h>
-#include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,7 @@
 #include "tools/bench_decode.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <chrono>

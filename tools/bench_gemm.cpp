@@ -1,6 +1,7 @@
 #include "tools/bench_gemm.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 
 #include "checkpoints/model_dir.h"
 #include "recipes/user_error.h"

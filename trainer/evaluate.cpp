@@ -1,5 +1,6 @@
 #include "trainer/evaluate.h"
 
+#include <ATen/core/grad_mode.h>
 #include <cmath>
 
 #include "model/decoder.h"

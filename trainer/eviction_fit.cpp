@@ -1,5 +1,6 @@
 #include "trainer/eviction_fit.h"
 
+#include <ATen/core/grad_mode.h>
 #include <algorithm>
 #include <cmath>
 

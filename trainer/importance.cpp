@@ -1,5 +1,6 @@
 #include "trainer/importance.h"
 
+#include <ATen/core/grad_mode.h>
 #include <cmath>
 
 namespace dms {

@@ -1,5 +1,6 @@
 #include "trainer/neuron_choice.h"
 
+#include <ATen/core/grad_mode.h>
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -1,5 +1,6 @@
 #include "trainer/rehearsal.h"
 
+#include <ATen/core/grad_mode.h>
 #include <tuple>
 #include <utility>
 

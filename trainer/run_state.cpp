@@ -30,10 +30,7 @@ const std::vector<std::string> kFreeKeys{"data.held_out",
 void remove_unfinished(const std::string& run_dir) {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(fs::path(run_dir) / "checkpoints", ignored)) {
-    const std::string name = entry.path().filename().string();
-    if (name.find(".partial.") != std::string::npos || name.find(".replaced.") != std::string::npos) {
-      fs::remove_all(entry.path(), ignored);
-    }
+    if (is_unfinished_name(entry.path().filename().string())) fs::remove_all(entry.path(), ignored);
   }
 }
 
@@ -65,7 +62,7 @@ void write_checkpoint(const std::string& run_dir, const CheckpointContents& cont
   staged.commit();
 
   const std::vector<CheckpointDir> checkpoints = list_checkpoints(run_dir);
-  for (size_t i = static_cast<size_t>(keep); i < checkpoints.size(); ++i) fs::remove_all(checkpoints[i].path);
+  for (size_t i = static_cast<size_t>(keep); i < checkpoints.size(); ++i) remove_dir(checkpoints[i].path);
   remove_unfinished(run_dir);
 }
 

@@ -1,5 +1,6 @@
 #include "trainer/threshold.h"
 
+#include <ATen/core/grad_mode.h>
 #include <algorithm>
 #include <functional>
 

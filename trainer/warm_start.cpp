@@ -1,5 +1,6 @@
 #include "trainer/warm_start.h"
 
+#include <ATen/core/grad_mode.h>
 #include <chrono>
 
 #include "model/attention.h"

@@ -5,8 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <filesystem>
+#include <fstream>
+#include <thread>
 
 #include "recipes/user_error.h"
 #include "tests/support/temporary_directory.h"
@@ -94,6 +97,30 @@ TEST(StagedDir, ReplacesAFullDirectoryWhole) {
   EXPECT_EQ(read_file(final_path + "/second"), "second");
   EXPECT_FALSE(fs::exists(final_path + "/first"));
   EXPECT_EQ(num_entries(directory.path()), 1u);
+}
+
+TEST(StagedDir, IsRemovedAtOnce) {
+  TemporaryDirectory directory;
+  const std::string path = directory / "step";
+  fs::create_directory(path);
+  for (int i = 0; i < 3000; ++i) std::ofstream(path + "/" + std::to_string(i));
+  std::atomic<bool> over = false, seen_in_part = false;
+  std::thread watcher([&] {
+    const auto is_partial = [&](int i) { return !fs::exists(path + "/" + std::to_string(i)) && fs::exists(path); };
+    while (!over && !seen_in_part) seen_in_part = is_partial(0) || is_partial(1500) || is_partial(2999);
+  });
+  remove_dir(path);
+  over = true;
+  watcher.join();
+  EXPECT_FALSE(seen_in_part);
+  EXPECT_EQ(num_entries(directory.path()), 0u);
+  EXPECT_THROW(remove_dir(path), IoError);
+}
+
+TEST(StagedDir, WhatAKilledProcessLeavesIsKnownByItsName) {
+  for (const char* name : {"step-000012.partial.4711", "step-000012.removed.4711"})
+    EXPECT_TRUE(is_unfinished_name(name));
+  for (const char* name : {"step-000012", "partial", "removed.4711"}) EXPECT_FALSE(is_unfinished_name(name));
 }
 
 TEST(StagedDir, NotCommittedLeavesNothing) {

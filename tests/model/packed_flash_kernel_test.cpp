@@ -3,6 +3,7 @@
 // ops are judged there (attention_test.cpp).
 #include "model/packed_flash_kernel.h"
 
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
