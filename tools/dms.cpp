@@ -7,6 +7,7 @@
 
 #include "tools/commands.h"
 #include "tools/exit_code.h"
+#include "tools/openmp_waiting.h"
 #include "tools/tensor_memory.h"
 #include "tools/usage_error.h"
 
@@ -71,4 +72,7 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace dms
 
-int main(int argc, char** argv) { return dms::run(argc, argv); }
+int main(int argc, char** argv) {
+  dms::limit_openmp_spinning(argc, argv);
+  return dms::run(argc, argv);
+}

@@ -55,9 +55,15 @@ uint64_t calibration_seed(const Recipe& recipe) {
 // The ranks of one host share its GPUs evenly.
 at::Device device_of(const Recipe& recipe, const RankGroup& ranks) {
   if (recipe.trainer.device != ComputeDevice::cuda) return at::kCPU;
-  int64_t local_rank = 0;
-  for (int64_t r = 0; r < ranks.rank(); ++r) local_rank += ranks.host_of(r) == ranks.host_of(ranks.rank()) ? 1 : 0;
-  return {at::kCUDA, static_cast<at::DeviceIndex>(local_rank % at::detail::getCUDAHooks().getNumGPUs())};
+  int64_t local_rank = 0, local_size = 0;
+  for (int64_t r = 0; r < ranks.size(); ++r) {
+    if (ranks.host_of(r) != ranks.host_of(ranks.rank())) continue;
+    ++local_size;
+    if (r < ranks.rank()) ++local_rank;
+  }
+  const int64_t num_gpus = at::detail::getCUDAHooks().getNumGPUs();
+  require_gpu_for_each_rank(recipe, local_size, num_gpus);
+  return {at::kCUDA, static_cast<at::DeviceIndex>(local_rank % num_gpus)};
 }
 
 std::unique_ptr<WeightSource> place_weights(const Recipe& recipe, RankGroup& ranks) {
@@ -173,8 +179,9 @@ class Run {
           progress.update(format("warm start: layer %ld/%ld", done, total), done, total);
         },
         [&] { return ranks_.any(options_.stop_requested(), "the warm start's next layer"); }, ranks_);
-    progress.note(format("warm start: %.1fx fitted on %ld tokens in %s", recipe_.warm_start.compression, fit.tokens,
-                         format_duration(fit.seconds).c_str()));
+    progress.note(format("warm start: %.1fx fitted on %ld tokens in %s, with %.2f GiB of calibration data in memory",
+                         recipe_.warm_start.compression, fit.tokens, format_duration(fit.seconds).c_str(),
+                         static_cast<double>(fit.bytes) / (1 << 30)));
   }
 
   int64_t continue_from(const std::string& checkpoint) {
@@ -321,6 +328,14 @@ void require_sequence_for_each_rank(const Recipe& recipe, int64_t num_ranks) {
                         std::to_string(num_ranks) + " ranks, each of which needs a sequence",
                     {"raise trainer.global_batch or start fewer ranks"});
   }
+}
+
+void require_gpu_for_each_rank(const Recipe& recipe, int64_t ranks_of_host, int64_t num_gpus) {
+  if (recipe.trainer.placement != Placement::shard || ranks_of_host <= num_gpus) return;
+  throw UserError("",
+                  "trainer.placement is shard, which takes one rank a GPU, but this host has " +
+                      std::to_string(ranks_of_host) + " ranks and " + std::to_string(num_gpus) + " GPUs",
+                  {"start at most " + std::to_string(num_gpus) + " ranks here, or set trainer.placement=host"});
 }
 
 void settle_dtype(Recipe& recipe) {

@@ -23,6 +23,10 @@ void train(Recipe recipe, const RunOptions& options, RankGroup& ranks);
 // Throws UserError when the global batch is too small for so many ranks.
 void require_sequence_for_each_rank(const Recipe& recipe, int64_t num_ranks);
 
+// Throws UserError when the ranks of a host, sharding their weights on its GPUs, are more than those: NCCL, which gathers
+// the shards, takes one rank a GPU.  Under the other placements ranks may share a GPU.
+void require_gpu_for_each_rank(const Recipe& recipe, int64_t ranks_of_host, int64_t num_gpus);
+
 void settle_dtype(Recipe& recipe);  // "auto" on this machine's processor
 
 // Settles what "auto" means on this machine, for that many ranks on it.  Throws UserError when a setting cannot be

@@ -31,6 +31,7 @@ void describe(Schema& schema, WarmStartOptions& options);
 struct WarmStartResult {
   int64_t tokens = 0;
   double seconds = 0.0;
+  int64_t bytes = 0;  // this rank's hidden states of all sequences and rows of one layer, at their peak
   double threshold = 0.0;
   std::vector<double> layer_eviction_rate;  // [L], on the calibration text
 };

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,15 +59,21 @@ def conversations(with_system=True, plain=False):
 
 
 @functools.cache
+def tokenizer_dir(name):
+    return real_tokenizers.write(name, TEMPORARY.name)
+
+
+@functools.cache
 def model_dir(tokenizer, template):
     path = pathlib.Path(TEMPORARY.name) / f"{tokenizer}-{abs(hash(template))}"
     path.mkdir()
-    real_tokenizers.write(tokenizer, path)
-    path = path / tokenizer
+    os.link(tokenizer_dir(tokenizer) / "tokenizer.json", path / "tokenizer.json")
+    shutil.copy(tokenizer_dir(tokenizer) / "tokenizer_config.json", path)
     (path / "chat_template.jinja").write_text(template, encoding="utf-8")
     return path
 
 
+@functools.cache
 def reference_tokenizer(path):
     config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
     template = config.get("chat_template")

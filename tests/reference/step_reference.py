@@ -403,8 +403,8 @@ class StepAgainstAutograd(unittest.TestCase):
         for kind in ("linear", "neuron"):
             with self.subTest(kind):
                 changes = {
-                    "adapter.kind": kind, "eviction.window": 64, "warm_start.tokens": 1024, "trainer.steps": 1,
-                    "trainer.global_batch": 1, "trainer.sequence_length": 256}  # fmt: skip
+                    "adapter.kind": kind, "eviction.window": 32, "warm_start.tokens": 512, "trainer.steps": 1,
+                    "trainer.global_batch": 1, "trainer.sequence_length": 128}  # fmt: skip
                 run = Run(f"sample-model-{kind}", SAMPLE_MODEL, sample_model_token_file(), changes)
                 self.assert_step_agrees(run, 0)
 

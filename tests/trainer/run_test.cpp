@@ -203,6 +203,16 @@ TEST_F(RunTest, KeepsOnlyTheNewestCheckpoints) {
   EXPECT_EQ(steps, (std::vector<int64_t>{6, 4}));
 }
 
+TEST_F(RunTest, ShardsOnAsManyRanksAsThereAreGpus) {
+  Recipe r = recipe();
+  const auto refusal = [&](int64_t ranks) { return user_error_of([&] { require_gpu_for_each_rank(r, ranks, 4); }); };
+  r.trainer.placement = Placement::shard;
+  EXPECT_EQ(refusal(4), "(no UserError)");
+  EXPECT_TRUE(says(refusal(5), "5 ranks and 4 GPUs"));
+  r.trainer.placement = Placement::replicate;
+  EXPECT_EQ(refusal(5), "(no UserError)");
+}
+
 TEST_F(RunTest, RefusesWrongInputBeforeWritingAnything) {
   const auto refusal = [&](const Recipe& r, const std::string& dir) {
     return user_error_of([&] { train(r, {.run_dir = dir}, *single_rank()); });
