@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <csignal>
+#include <fstream>
 #include <sstream>
+#include <thread>
 
 #include "tests/support/child_process.h"
 #include "tests/support/sandbox.h"
@@ -151,6 +153,28 @@ TEST(CommandLine, ATerminatedTrainingSavesExitsWith3AndGoesOn) {
   EXPECT_TRUE(resumed.wait_for_output("resuming out at step ")) << resumed.wait().err;
   resumed.send(SIGINT);
   EXPECT_EQ(resumed.wait().exit_code, 3);
+}
+
+TEST(CommandLine, WaitingThreadsSpinBrieflyUnlessTheUserSaysOtherwise) {
+  Sandbox sandbox(valid_files());
+  int run = 0;
+  const auto spins = [&](std::vector<std::string> environment) -> std::string {
+    ChildOptions options;
+    options.directory = sandbox.path();
+    options.environment = std::move(environment);
+    ChildProcess child(command_line("train run.yaml trainer.steps=1000000 --run-dir out-" + std::to_string(++run)),
+                       options);
+    EXPECT_TRUE(child.wait_for_output("step 1/1000000"));
+    std::ifstream file("/proc/" + std::to_string(child.pid()) + "/environ");
+    for (std::string variable; std::getline(file, variable, '\0');) {
+      if (variable.starts_with("GOMP_SPINCOUNT=")) return variable;
+    }
+    return "";
+  };
+  if (std::thread::hardware_concurrency() > 1) EXPECT_EQ(spins({"OMP_NUM_THREADS=2"}), "GOMP_SPINCOUNT=1000");
+  EXPECT_EQ(spins({"OMP_NUM_THREADS=2", "GOMP_SPINCOUNT=7"}), "GOMP_SPINCOUNT=7");
+  EXPECT_EQ(spins({"OMP_NUM_THREADS=2", "OMP_WAIT_POLICY=active"}), "");
+  EXPECT_EQ(spins({"OMP_NUM_THREADS=1"}), "");
 }
 
 TEST(Difference, NoticesNewChangedAndGoneFiles) {
