@@ -3,6 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <string>
+#include <vector>
+
 #include "model/decoder.h"
 #include "tests/support/tensor_comparison.h"
 #include "tests/support/tiny_source.h"
@@ -12,17 +16,43 @@ namespace {
 
 constexpr int64_t kVocab = 2 * kVocabularyTile + 452;
 
+// The group of one, which keeps what it was asked to gather.
+class RecordingRanks : public RankGroup {
+ public:
+  int64_t rank() const override { return 0; }
+  int64_t size() const override { return 1; }
+  std::string host_of(int64_t rank) const override { return one_->host_of(rank); }
+  std::unique_ptr<Pending> start_all_gather(const at::Tensor& out, const at::Tensor& mine,
+                                            const std::string& what) override {
+    gathered.push_back(what);
+    return one_->start_all_gather(out, mine, what);
+  }
+  void broadcast(at::Tensor& tensor, int64_t from, const std::string& what) override {
+    one_->broadcast(tensor, from, what);
+  }
+  std::vector<at::Tensor> gather(const at::Tensor& mine, int64_t to, const std::string& what) override {
+    return one_->gather(mine, to, what);
+  }
+  double waited_seconds() const override { return 0.0; }
+  FirstFailure record_failure(int exit_code, bool) override { return {true, exit_code}; }
+
+  std::vector<std::string> gathered;
+
+ private:
+  const std::unique_ptr<RankGroup> one_ = single_rank();
+};
+
 class ShardedWeightsTest : public ::testing::TestWithParam<bool> {
  protected:
-  ShardedWeightsTest() : whole_(model()), ranks_(single_rank()) {
+  ShardedWeightsTest() : whole_(model()) {
     write_tiny_model(directory_.path(), model());
-    sharded_ = std::make_unique<ShardedWeights>(open_weights(directory_.path(), at::kFloat), *ranks_);
+    sharded_ = std::make_unique<ShardedWeights>(open_weights(directory_.path(), at::kFloat), ranks_);
   }
   static TinyModel model() { return {.vocab_size = kVocab, .tied_embeddings = GetParam()}; }
 
   TinySource whole_;
   TemporaryDirectory directory_;
-  std::unique_ptr<RankGroup> ranks_;
+  RecordingRanks ranks_;
   std::unique_ptr<ShardedWeights> sharded_;
 };
 
@@ -55,6 +85,41 @@ TEST_P(ShardedWeightsTest, LayersInAnyOrderAreTheModels) {
     EXPECT_TRUE(is_bit_equal(actual.q_proj, expected.q_proj)) << layer;
     EXPECT_TRUE(is_bit_equal(actual.down_proj, expected.down_proj)) << layer;
     EXPECT_FALSE(actual.q_bias.defined());
+  }
+}
+
+// A wrong guess costs a step its overlap and one more gather, but changes no number.
+TEST_P(ShardedWeightsTest, AStepsWalkGathersEachStationOnceAndInAdvance) {
+  const auto embedding = [this](int64_t i) { sharded_->embedding_slice(i); };
+  const auto layer = [this](int64_t i) { sharded_->layer(i); };
+  const auto head = [this](int64_t i) { sharded_->head_slice(i); };
+  struct Visit {
+    std::function<void(int64_t)> to;
+    int64_t index;
+    std::string then;  // what is gathered meanwhile
+  };
+  const std::vector<Visit> step = {
+      {embedding, 0, "the embedding"},
+      {embedding, 1, "the embedding"},
+      {embedding, 2, "the weights of layer 0"},
+      {layer, 0, "the weights of layer 1"},
+      {layer, 1, "the head"},
+      {head, 0, "the head"},
+      {head, 1, "the head"},
+      {head, 2, "the head"},  // the last slice is also the first one on the way back
+      {head, 1, "the head"},
+      {head, 0, "the weights of layer 1"},
+      {layer, 1, "the weights of layer 0"},
+      {layer, 0, "the embedding"},
+  };
+  std::vector<std::string> expected = {"the embedding"};
+  for (int repetition = 0; repetition < 2; ++repetition) {
+    for (const Visit& visit : step) {
+      visit.to(visit.index);
+      visit.to(visit.index);  // is still there
+      expected.push_back(visit.then);
+      ASSERT_EQ(ranks_.gathered, expected);
+    }
   }
 }
 
