@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,23 @@ TEST_F(RecipeTest, RulesThatSpanComponentsNameTheKeysAndTheWayOut) {
        "eviction.window (127) leaves no key to evict in a sequence of trainer.sequence_length 128",
        "make the window smaller or the sequences longer"},
       {{"adapter.rank=2"}, "adapter.rank is for the neuron adapter", "remove it or set adapter.kind: neuron"},
+      {{"adapter.zero_after_rope=true"},
+       "adapter.zero_after_rope and adapter.zeroing_steps are for the neuron adapter",
+       "remove them or set adapter.kind: neuron"},
+      {{"adapter.zeroing_steps=1"},
+       "adapter.zero_after_rope and adapter.zeroing_steps are for the neuron adapter",
+       "remove them or set adapter.kind: neuron"},
+      {{"adapter.kind=neuron", "adapter.zeroing_steps=11"},
+       "adapter.zeroing_steps is more than trainer.steps",
+       "the borrowed channel must be out of the score when training ends"},
+      {{"trainer.activation_checkpointing=none", "trainer.placement=shard"},
+       "trainer.activation_checkpointing: none keeps every layer's weights in memory, which trainer.placement: "
+       "shard is meant to avoid",
+       "set trainer.activation_checkpointing to full or auto"},
+      {{"trainer.activation_checkpointing=selective", "trainer.placement=host"},
+       "trainer.activation_checkpointing: selective keeps every layer's weights in memory, which trainer.placement: "
+       "host is meant to avoid",
+       "set trainer.activation_checkpointing to full or auto"},
       {{"warm_start.tokens=127"},
        "warm_start.tokens is less than one sequence of trainer.sequence_length",
        "set it to 0 (off) or to at least the sequence length"},
@@ -94,6 +112,10 @@ TEST_F(RecipeTest, RulesAllowTheirOwnLimits) {
   EXPECT_EQ(refusal({"compression.initial=3.5", "compression.final=3.5"}), "(no UserError)");
   EXPECT_EQ(refusal({"warm_start.tokens=128", "trainer.steps=0"}), "(no UserError)");
   EXPECT_EQ(refusal({"warm_start.tokens=0"}), "(no UserError)");
+  EXPECT_EQ(refusal({"adapter.kind=neuron", "adapter.zero_after_rope=true", "adapter.zeroing_steps=10"}),
+            "(no UserError)");
+  EXPECT_EQ(refusal({"trainer.activation_checkpointing=none", "trainer.placement=replicate"}), "(no UserError)");
+  EXPECT_EQ(refusal({"trainer.activation_checkpointing=full", "trainer.placement=shard"}), "(no UserError)");
 }
 
 TEST_F(RecipeTest, TheStepReadsItsPartOfTheRecipe) {
@@ -124,11 +146,17 @@ class RecipeToResumeTest : public RecipeTest {
 };
 
 TEST_F(RecipeToResumeTest, RefusesEveryChangeOfWhatAStepComputesByName) {
-  run_with({});
+  const std::vector<std::string> common{"adapter.kind=neuron", "trainer.schedule=cosine"};
+  run_with(common);
+  std::set<std::string> changed;
   for (const std::string change : {"data.train=[a.h5]",
                                    "data.attend_across_documents=false",
-                                   "adapter.kind=neuron",
+                                   "adapter.kind=linear",
+                                   "adapter.rank=4",
                                    "adapter.bias=none",
+                                   "adapter.channel=last",
+                                   "adapter.zero_after_rope=true",
+                                   "adapter.zeroing_steps=5",
                                    "eviction.window=32",
                                    "eviction.decision_shift=0",
                                    "eviction.alpha_scale=10",
@@ -145,21 +173,39 @@ TEST_F(RecipeToResumeTest, RefusesEveryChangeOfWhatAStepComputesByName) {
                                    "distillation.temperature=2",
                                    "warm_start.tokens=2048",
                                    "warm_start.compression=4",
+                                   "warm_start.iterations=7",
+                                   "warm_start.weight_cap=9",
+                                   "warm_start.weight_decay=0.5",
+                                   "trainer.steps=20",
                                    "trainer.global_batch=4",
                                    "trainer.sequence_length=256",
                                    "trainer.learning_rate=0.5",
-                                   "trainer.schedule=cosine",
+                                   "trainer.schedule=linear",
                                    "trainer.warmup_steps=3",
                                    "trainer.clip=2",
                                    "trainer.beta1=0.5",
                                    "trainer.beta2=0.5",
                                    "trainer.seed=8",
+                                   "trainer.device=cuda",
                                    "trainer.dtype=bfloat16"}) {
     const std::string key = change.substr(0, change.find('='));
-    const std::string message = resume_refusal({change});
+    changed.insert(key);
+    std::vector<std::string> overrides = common;
+    overrides.push_back(change);
+    const std::string message = resume_refusal(overrides);
     EXPECT_TRUE(says(message, run_dir_ + ": cannot resume with a recipe that trains differently")) << change;
     EXPECT_TRUE(says(message, key + ": the run has ")) << change;
   }
+  // An option that is neither above nor below is new: it belongs to one of the two.
+  std::set<std::string> free;
+  Recipe recipe = read();
+  for (const OptionRow& row : option_rows([&](Schema& schema) { describe(schema, recipe); })) {
+    if (!changed.contains(row.name)) free.insert(row.name);
+  }
+  EXPECT_EQ(free,
+            (std::set<std::string>{"data.held_out", "export_targets", "model.path", "trainer.activation_checkpointing",
+                                   "trainer.checkpoint_every", "trainer.hang_seconds", "trainer.keep",
+                                   "trainer.memory_limit", "trainer.placement"}));
 }
 
 TEST_F(RecipeToResumeTest, NamesBothValuesAndEveryDifferenceAtOnce) {
@@ -174,7 +220,8 @@ TEST_F(RecipeToResumeTest, TakesChangesThatLeaveTheStepsAlone) {
   run_with({});
   const Recipe recipe =
       resume({"data.held_out=[c.h5]", "trainer.checkpoint_every=3", "trainer.keep=2", "trainer.memory_limit=1000000",
-              "trainer.activation_checkpointing=full", "model.path=elsewhere/tiny", "export_targets=[hf]"});
+              "trainer.activation_checkpointing=full", "trainer.placement=replicate", "trainer.hang_seconds=7",
+              "model.path=elsewhere/tiny", "export_targets=[hf]"});
   EXPECT_EQ(recipe.trainer.checkpoint_every, 3);
   EXPECT_EQ(recipe.model_path, "elsewhere/tiny");
 }
