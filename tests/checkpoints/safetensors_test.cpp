@@ -136,7 +136,7 @@ TEST(Safetensors, ATruncatedFileNamesTheTensorAndTheBytes) {
 
 TEST(Safetensors, EveryTruncationIsAUserError) {
   const std::string bytes = small_file();
-  for (size_t length = 0; length < bytes.size(); length += 7) {
+  for (size_t length = 0; length < bytes.size(); ++length) {
     EXPECT_NE(open_error(bytes.substr(0, length)), "(no UserError)") << length;
   }
 }
