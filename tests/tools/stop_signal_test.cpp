@@ -58,13 +58,5 @@ TEST(StopSignal, ASecondTerminationDoesNotKillWhileSaving) {
             42);
 }
 
-TEST(StopSignal, WithoutCatchingSignalsKill) {
-  EXPECT_EQ(in_child([] {
-              raise(SIGTERM);
-              return 42;
-            }),
-            -SIGTERM);
-}
-
 }  // namespace
 }  // namespace dms
