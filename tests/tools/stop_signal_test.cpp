@@ -27,14 +27,15 @@ TEST(StopSignal, IsNotRequestedBeforeASignal) {
             0);
 }
 
-TEST(StopSignal, EitherSignalSetsTheFlagAndTheProcessGoesOn) {
-  for (int signal_number : {SIGTERM, SIGINT}) {
+TEST(StopSignal, EachSignalSetsTheFlagAndTheProcessGoesOn) {
+  for (int signal_number : {SIGTERM, SIGINT, SIGUSR1}) {
     EXPECT_EQ(in_child([=] {
                 catch_stop_signals();
                 raise(signal_number);
                 return stop_requested() ? 42 : 1;
               }),
-              42);
+              42)
+        << signal_number;
   }
 }
 

@@ -193,6 +193,30 @@ TEST_F(RunTest, TheWarmStartMeetsItsBudgetBeforeTheFirstStep) {
   }
 }
 
+// Nothing is evicted and nothing learnt: what differs from the teacher is the part of the borrowed channels that has left
+// the score, and the KL is quadratic in it.
+TEST_F(RunTest, BorrowedChannelsLeaveTheScoreOverZeroingSteps) {
+  Recipe r = recipe(AdapterKind::neuron);
+  r.warm_start.tokens = 0;
+  r.eviction.alpha_offset = 1000.0;
+  r.trainer.optimizer.learning_rate = 0.0;
+  const auto kl_of = [&](const std::string& dir) {
+    run_until(r, dir, -1 - kLayers, false);
+    std::vector<double> kl;
+    for (const std::string& line : timeless_metrics(dir)) kl.push_back(nlohmann::json::parse(line).at("kl"));
+    return kl;
+  };
+  const std::vector<double> at_once = kl_of(run_dir("at-once"));
+  r.adapter.zeroing_steps = 4;
+  const std::vector<double> slowly = kl_of(run_dir("slowly"));
+  ASSERT_EQ(slowly.size(), static_cast<size_t>(kSteps));
+  for (size_t step = 0; step < 4; ++step) {
+    const double gone = static_cast<double>(step) / 4.0;
+    EXPECT_NEAR(slowly[step] / at_once[step], gone * gone, 0.05) << step;
+  }
+  for (size_t step = 4; step < slowly.size(); ++step) EXPECT_EQ(slowly[step], at_once[step]) << step;
+}
+
 TEST_F(RunTest, KeepsOnlyTheNewestCheckpoints) {
   Recipe r = recipe();
   r.trainer.keep = 2;
