@@ -230,12 +230,19 @@ class ExportedModel(unittest.TestCase):
 
     def test_several_samples_of_one_prompt(self):
         export = self.exports["llama-linear"]
+        prompts = random_tokens(2, 20)
         torch.manual_seed(0)
-        generated = export.model.generate(
-            random_tokens(2, 20), max_new_tokens=12, do_sample=True, num_return_sequences=3
-        )
-        self.assertEqual(generated.shape, (6, 32))
-        self.assertGreater(len({tuple(row) for row in generated.tolist()}), 2)
+        output = export.model.generate(
+            prompts, max_new_tokens=12, do_sample=True, num_return_sequences=3, return_dict_in_generate=True,
+            output_logits=True,
+        )  # fmt: skip
+        self.assertEqual(output.sequences.shape, (6, 32))
+        self.assertGreater(len({tuple(row) for row in output.sequences.tolist()}), 2)
+        logits = torch.stack(output.logits, 1)
+        for row, tokens in enumerate(output.sequences):
+            self.assertEqual(tokens[:20].tolist(), prompts[row // 3].tolist())
+            # Each is drawn from what the model says after its own tokens.
+            self.assert_near(logits[row], export.dense(tokens[:-1].tolist())[0][19:])
 
     @for_every_export
     def test_conversation_continues_from_its_cache(self, export):
