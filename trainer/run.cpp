@@ -179,9 +179,9 @@ class Run {
           progress.update(format("warm start: layer %ld/%ld", done, total), done, total);
         },
         [&] { return ranks_.any(options_.stop_requested(), "the warm start's next layer"); }, ranks_);
-    progress.note(format("warm start: %.1fx fitted on %ld tokens in %s, with %.2f GiB of calibration data in memory",
+    progress.note(format("warm start: %.1fx fitted on %ld tokens in %s, with %.0f MiB of calibration data in memory",
                          recipe_.warm_start.compression, fit.tokens, format_duration(fit.seconds).c_str(),
-                         static_cast<double>(fit.bytes) / (1 << 30)));
+                         static_cast<double>(fit.bytes) / (1 << 20)));
   }
 
   int64_t continue_from(const std::string& checkpoint) {
