@@ -101,10 +101,12 @@ class Parser {
     return value;
   }
 
+  static bool is_id(const Json& value) {
+    return value.is_number_integer() && value >= 0 && value < std::numeric_limits<int32_t>::max();
+  }
+
   int32_t id(const Json& value, const std::string& where) const {
-    if (!value.is_number_integer() || value < 0 || value >= std::numeric_limits<int32_t>::max()) {
-      fail(where, shown(value), "a token id");
-    }
+    if (!is_id(value)) fail(where, shown(value), "a token id");
     return value;
   }
 
@@ -143,8 +145,11 @@ class Parser {
   void parse_vocab(const Json& vocab) {
     if (!vocab.is_object() || vocab.empty()) fail("model.vocab", shown(vocab), "an object {token: id}");
     std::unordered_set<int32_t> ids;
+    ids.reserve(vocab.size());
+    id_of_.reserve(vocab.size());
     for (const auto& [token, value] : vocab.items()) {
-      const int32_t token_id = id(value, "model.vocab[" + in_quotes(token) + "]");
+      if (!is_id(value)) fail("model.vocab[" + in_quotes(token) + "]", shown(value), "a token id");
+      const int32_t token_id = value;
       if (!ids.insert(token_id).second) {
         throw UserError(path_, "model.vocab gives the id " + std::to_string(token_id) + " to two tokens, one of them " +
                                    in_quotes(token));
@@ -157,25 +162,26 @@ class Parser {
   // "a b", or ["a", "b"] in newer files.
   void parse_merges(const Json& merges) {
     for (size_t i = 0; i < merges.size(); ++i) {
-      const std::string where = "model.merges[" + std::to_string(i) + "]";
+      const auto where = [i] { return "model.merges[" + std::to_string(i) + "]"; };
       std::pair<std::string, std::string> merge;
       if (merges[i].is_string()) {
-        const std::string line = merges[i];
+        const auto& line = merges[i].get_ref<const std::string&>();
         if (line.starts_with("#version")) continue;
         const size_t space = line.find(' ');
         if (space == std::string::npos || line.find(' ', space + 1) != std::string::npos) {
-          fail(where, in_quotes(line), "two tokens with one space between them");
+          fail(where(), in_quotes(line), "two tokens with one space between them");
         }
         merge = {line.substr(0, space), line.substr(space + 1)};
       } else if (merges[i].is_array() && merges[i].size() == 2 && merges[i][0].is_string() &&
                  merges[i][1].is_string()) {
         merge = {merges[i][0], merges[i][1]};
       } else {
-        fail(where, shown(merges[i]), "\"a b\" or [\"a\", \"b\"]");
+        fail(where(), shown(merges[i]), "\"a b\" or [\"a\", \"b\"]");
       }
       for (const std::string& token : {merge.first, merge.second, merge.first + merge.second}) {
         if (!id_of_.contains(token)) {
-          throw UserError(path_, where + " (" + shown(merges[i]) + "): " + in_quotes(token) + " is not in model.vocab");
+          throw UserError(path_,
+                          where() + " (" + shown(merges[i]) + "): " + in_quotes(token) + " is not in model.vocab");
         }
       }
       result_.merges.push_back(std::move(merge));

@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <unordered_set>
 #include <vector>
 
 #include "recipes/user_error.h"
@@ -45,7 +45,7 @@ nlohmann::json parse_strict_json(std::string_view text, const std::string& where
   if (const size_t nul = text.find('\0'); nul != std::string_view::npos) {  // the library would take it for the end
     throw UserError(position(text, nul + 1, where), "not valid JSON: a NUL byte");
   }
-  std::vector<std::set<std::string>> open_objects;  // the keys seen so far, innermost object last
+  std::vector<std::unordered_set<std::string>> open_objects;  // the keys seen so far, innermost object last
   const auto check = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
     using Event = nlohmann::json::parse_event_t;
     if (static_cast<size_t>(depth) > kMaxDepth) {

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Measures what several ranks lose by working together.
 
-usage: tools/rank_overlap.py [--dms build/dms] [--model quickstart/model] [--nproc 2] [--tokens 512] [--steps 4]
-                             [--rounds 1] [--placement replicate,shard] [--activations full]
+usage: tools/rank_overlap.py [--dms build/dms] [--model quickstart/model] [--nproc 2] [--tokens 512] [--sequences 1]
+                             [--steps 4] [--rounds 1] [--placement replicate,shard] [--activations full]
 
 For each placement: one run of --nproc ranks with one thread each, and as many *independent* runs of one rank and one
-thread at the same time, each on a share of the batch (one sequence a rank and step).  Printed is the former's tokens/s
+thread at the same time, each on a share of the batch (--sequences a rank and step).  Printed is the former's tokens/s
 over the sum of the latter's, from the median seconds of the steps after the first, and where each rank's time went.
 The independent runs keep whole weights (one rank has nothing to share) and use the same activation plan.  Rounds
 alternate between the two; the median over rounds counts.  Needs nothing but Python; a quiet machine with as many cores
@@ -37,13 +37,14 @@ trainer: {{steps: {steps}, sequence_length: {tokens}, dtype: float32, device: cp
 class Measurement:
     def __init__(self, arguments, directory):
         self.dms, self.directory, self.ranks = str(pathlib.Path(arguments.dms).resolve()), directory, arguments.nproc
-        self.tokens, self.activations = arguments.tokens, arguments.activations
+        self.tokens, self.sequences, self.activations = arguments.tokens, arguments.sequences, arguments.activations
 
     def start(self, run, ranks, placement):
         shutil.rmtree(self.directory / run, ignore_errors=True)
         return subprocess.Popen(
-            [self.dms, "train", "recipe.yaml", "--run-dir", run, "--nproc", str(ranks), f"trainer.global_batch={ranks}",
-             f"trainer.placement={placement}", f"trainer.activation_checkpointing={self.activations}"],
+            [self.dms, "train", "recipe.yaml", "--run-dir", run, "--nproc", str(ranks),
+             f"trainer.global_batch={ranks * self.sequences}", f"trainer.placement={placement}",
+             f"trainer.activation_checkpointing={self.activations}"],
             cwd=self.directory, env=dict(os.environ, OMP_NUM_THREADS="1"), stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True)
 
@@ -58,7 +59,7 @@ class Measurement:
         return [json.loads(line) for line in (self.directory / run / "metrics.jsonl").open()][1:]
 
     def tokens_per_s(self, run, ranks):
-        return ranks * self.tokens / statistics.median(step["seconds"] for step in self.steps(run))
+        return ranks * self.sequences * self.tokens / statistics.median(step["seconds"] for step in self.steps(run))
 
     def together(self, placement):
         """Tokens/s, and each rank's share of time spent waiting for others."""
@@ -79,6 +80,7 @@ def main():
     parser.add_argument("--model", default="quickstart/model")
     parser.add_argument("--nproc", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--sequences", type=int, default=1, help="a rank and step")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--placement", default="replicate,shard")

@@ -32,6 +32,5 @@ else
   .venv/bin/python3 tools/import_sample_model.py --out quickstart/model
   .venv/bin/python3 tools/sample_text.py --out quickstart/text
 fi
-# Tests run side by side, one thread each; what needs several threads asks for them.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-ctest --test-dir build --output-on-failure --no-tests=error --parallel "$(nproc)" "${selection[@]}"
+# Tests run side by side, one thread each; what needs several threads asks for them.  (Not exported: nproc heeds it.)
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ctest --test-dir build --output-on-failure --no-tests=error --parallel "$(nproc)" "${selection[@]}"
