@@ -61,7 +61,9 @@ class Parquet(unittest.TestCase):
                 with self.subTest(name, codec=codec):
                     pyarrow.parquet.write_table(
                         pyarrow.Table.from_pylist(records), self.dir / "a.parquet", compression=codec, row_group_size=rows)
-                    self.assertEqual(self.prepare(self.dir / "a.parquet", *options), expected)
+                    found = self.prepare(self.dir / "a.parquet", *options)
+                    self.assertIsInstance(found, dict, found)
+                    self.assertEqual([key for key in expected if found[key] != expected[key]], [])
 
     def test_damage_is_an_error_of_the_input(self):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS["text"]), self.dir / "a.parquet")
