@@ -27,10 +27,13 @@ TEST_F(TensorMemoryTest, IsAlignedForEverySize) {
 // Some of LibTorch's kernels take their scratch memory so.
 TEST_F(TensorMemoryTest, CanBeTakenRaw) {
   c10::Allocator* allocator = c10::GetCPUAllocator();
-  void* data = allocator->raw_allocate(1000);
+  void* data = nullptr;
+  ASSERT_NO_THROW(data = allocator->raw_allocate(1000));
+  ASSERT_NE(data, nullptr);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(data) % 64, 0U);
   std::memset(data, 7, 1000);
   allocator->raw_deallocate(data);
-  allocator->raw_deallocate(allocator->raw_allocate(0));
+  EXPECT_NO_THROW(allocator->raw_deallocate(allocator->raw_allocate(0)));
 }
 
 TEST_F(TensorMemoryTest, RefusesWhatCannotBe) {
