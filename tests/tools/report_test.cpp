@@ -41,6 +41,14 @@ TEST(ReportTemplate, RefusesWhatDoesNotFit) {
   EXPECT_THROW(ReportTemplate("<!-- [a] -->\n<!-- [a] -->\n"), std::logic_error);
 }
 
+// From the first `before` to the end of its element.
+std::string element_from(const std::string& svg, const std::string& before) {
+  const size_t begin = svg.find(before);
+  return begin == std::string::npos ? "" : svg.substr(begin, svg.find("/>", begin) - begin);
+}
+
+const std::string kLine = "class=\"line dms\" d=\"";
+
 LineChart one_series(std::vector<std::pair<double, double>> points) {
   LineChart chart;
   chart.series = {{"s", "dms", std::move(points)}};
@@ -57,8 +65,7 @@ TEST(LineChart, PutsPointsWhereTheAxesSay) {
 TEST(LineChart, AValueThatIsNotFiniteBreaksTheLine) {
   const std::string svg =
       draw_line_chart(one_series({{0, 1}, {1, 2}, {2, std::nan("")}, {3, 2}, {4, 1}}), {400, 200, ""}).html;
-  const size_t begin = svg.find("class=\"line dms\" d=\"");
-  const std::string path = svg.substr(begin, svg.find("/>", begin) - begin);
+  const std::string path = element_from(svg, kLine);
   EXPECT_EQ(count_of(path, "M"), 2u) << path;
   EXPECT_EQ(count_of(svg, "nan"), 0u);
 }
@@ -67,7 +74,7 @@ TEST(LineChart, ALogarithmicAxisDrawsZeroOnItsFloor) {
   LineChart chart = one_series({{0, 0}, {10, 1}, {20, 1}});
   chart.y_scale = LineChart::Scale::logarithmic;
   const std::string svg = draw_line_chart(chart, {400, 200, ""}).html;
-  EXPECT_NE(svg.find(" 162L"), std::string::npos) << svg;  // 162 is the bottom of the plot
+  EXPECT_NE(element_from(svg, kLine).find(" 162L"), std::string::npos) << svg;  // 162 is the bottom of the plot
   EXPECT_EQ(count_of(svg, "inf"), 0u);
 }
 
