@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "checkpoints/model_dir.h"
-#include "trainer/ranks.h"
+#include "trainer/ranks_forwarding.h"
 #include "trainer/sample_tree.h"
 #include "trainer/sharded_weights.h"
 
@@ -14,34 +14,20 @@ namespace dms {
 namespace {
 
 // A group in name only that counts what would have travelled.
-class CountingRanks : public RankGroup {
+class CountingRanks : public ForwardingRanks {
  public:
-  explicit CountingRanks(int64_t size) : ranks_(pretended_ranks(size)) {}
-  int64_t rank() const override { return ranks_->rank(); }
-  int64_t size() const override { return ranks_->size(); }
-  std::string host_of(int64_t rank) const override { return ranks_->host_of(rank); }
+  explicit CountingRanks(int64_t size) : ForwardingRanks(pretended_ranks(size)) {}
   std::unique_ptr<Pending> start_all_gather(const at::Tensor& out, const at::Tensor& mine,
                                             const std::string& what) override {
     ++messages_;
     bytes_ += static_cast<int64_t>(out.nbytes() - mine.nbytes());
-    return ranks_->start_all_gather(out, mine, what);
-  }
-  void broadcast(at::Tensor& tensor, int64_t from, const std::string& what) override {
-    ranks_->broadcast(tensor, from, what);
-  }
-  std::vector<at::Tensor> gather(const at::Tensor& mine, int64_t to, const std::string& what) override {
-    return ranks_->gather(mine, to, what);
-  }
-  double waited_seconds() const override { return 0.0; }
-  FirstFailure record_failure(int exit_code, bool lost_another) override {
-    return ranks_->record_failure(exit_code, lost_another);
+    return ForwardingRanks::start_all_gather(out, mine, what);
   }
 
   // Since the last call.
   std::pair<int64_t, int64_t> take_counts() { return {std::exchange(messages_, 0), std::exchange(bytes_, 0)}; }
 
  private:
-  const std::unique_ptr<RankGroup> ranks_;
   int64_t messages_ = 0, bytes_ = 0;
 };
 

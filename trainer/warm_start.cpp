@@ -115,18 +115,6 @@ LayerFit fit_layer(const LayerRows& rows, double threshold, const FitOptions& op
   return fit;
 }
 
-int64_t bytes_of(const std::vector<CalibrationSequence>& sequences) {
-  int64_t bytes = 0;
-  for (const CalibrationSequence& sequence : sequences) bytes += static_cast<int64_t>(sequence.x_TD.nbytes());
-  return bytes;
-}
-
-int64_t bytes_of(const std::vector<at::Tensor>& tensors) {
-  int64_t bytes = 0;
-  for (const at::Tensor& tensor : tensors) bytes += static_cast<int64_t>(tensor.nbytes());
-  return bytes;
-}
-
 // Gives every rank every layer's fit.
 void share_fits(std::vector<LayerFit>& fits, RankGroup& ranks) {
   for (int64_t layer = 0; layer < static_cast<int64_t>(fits.size()); ++layer) {
@@ -170,14 +158,17 @@ WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const Evictio
     if (stop()) throw Interrupted("stopped during the warm start; nothing of it is kept");
     const LayerWeights weights = source.layer(layer);
     std::vector<at::Tensor> features, scale, importance;
+    int64_t bytes = 0;
     for (CalibrationSequence& sequence : sequences) {
       LayerObservation seen = observe_layer(a, weights, adapter, eviction, layer, rope, sequence, true);
+      // Rows twice: in parts and, for the fit, joined.
+      bytes +=
+          static_cast<int64_t>(sequence.x_TD.nbytes() + 2 * (seen.features_ND.nbytes() + seen.importance_NG.nbytes()));
       features.push_back(std::move(seen.features_ND));
       if (seen.scale_NG.defined()) scale.push_back(std::move(seen.scale_NG));
       importance.push_back(std::move(seen.importance_NG));
     }
-    // Twice the rows: in parts and, for the fit, joined.
-    result.bytes = std::max(result.bytes, bytes_of(sequences) + 2 * (bytes_of(features) + bytes_of(importance)));
+    result.bytes = std::max(result.bytes, bytes);
     const int64_t owner = layer % ranks.size();
     const auto to_owner = [&](const std::vector<at::Tensor>& parts, int64_t columns) {
       const at::Tensor rows = parts.empty() ? at::empty({0, columns}, at::kFloat) : at::cat(parts);

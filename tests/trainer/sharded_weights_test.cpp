@@ -10,6 +10,7 @@
 #include "model/decoder.h"
 #include "tests/support/tensor_comparison.h"
 #include "tests/support/tiny_source.h"
+#include "trainer/ranks_forwarding.h"
 
 namespace dms {
 namespace {
@@ -17,29 +18,16 @@ namespace {
 constexpr int64_t kVocab = 2 * kVocabularyTile + 452;
 
 // The group of one, which keeps what it was asked to gather.
-class RecordingRanks : public RankGroup {
+class RecordingRanks : public ForwardingRanks {
  public:
-  int64_t rank() const override { return 0; }
-  int64_t size() const override { return 1; }
-  std::string host_of(int64_t rank) const override { return one_->host_of(rank); }
+  RecordingRanks() : ForwardingRanks(single_rank()) {}
   std::unique_ptr<Pending> start_all_gather(const at::Tensor& out, const at::Tensor& mine,
                                             const std::string& what) override {
     gathered.push_back(what);
-    return one_->start_all_gather(out, mine, what);
+    return ForwardingRanks::start_all_gather(out, mine, what);
   }
-  void broadcast(at::Tensor& tensor, int64_t from, const std::string& what) override {
-    one_->broadcast(tensor, from, what);
-  }
-  std::vector<at::Tensor> gather(const at::Tensor& mine, int64_t to, const std::string& what) override {
-    return one_->gather(mine, to, what);
-  }
-  double waited_seconds() const override { return 0.0; }
-  FirstFailure record_failure(int exit_code, bool) override { return {true, exit_code}; }
 
   std::vector<std::string> gathered;
-
- private:
-  const std::unique_ptr<RankGroup> one_ = single_rank();
 };
 
 class ShardedWeightsTest : public ::testing::TestWithParam<bool> {
