@@ -336,15 +336,24 @@ TEST_F(FaultTest, ASignalToOneRankStopsAllAfterSaving) {
 
 TEST_F(FaultTest, ASecondProcessDoesNotTouchTheRunDirectory) {
   auto run = started();
-  for (const char* arguments :
-       {"--run-dir endless --resume --nproc 2", "--run-dir endless --resume", "--run-dir endless"}) {
-    const ChildResult second = dms(kTrain + "trainer.schedule=constant " + arguments);
-    EXPECT_EQ(second.exit_code, 2) << arguments;
+  const auto ranks = children_of(static_cast<pid_t>(run->pid()));
+  ASSERT_EQ(ranks.size(), 3U);
+  for (const pid_t rank : ranks) ::kill(rank, SIGSTOP);  // what changes now, another has changed
+  const auto before = sandbox_.contents();
+  std::vector<std::unique_ptr<ChildProcess>> others;
+  for (const char* arguments : {"--resume --nproc 2", "--resume", ""}) {
+    const std::string command = kTrain + "trainer.schedule=constant --run-dir endless " + arguments;
+    others.push_back(std::make_unique<ChildProcess>(command_line(command), options()));
+  }
+  for (const auto& other : others) {
+    const ChildResult second = other->wait();
+    EXPECT_EQ(second.exit_code, 2);
     EXPECT_NE(second.err.find("endless: another process is training into it"), std::string::npos) << second.err;
   }
+  EXPECT_TRUE(sandbox_.contents() == before);
+  for (const pid_t rank : ranks) ::kill(rank, SIGCONT);
   run->send(SIGTERM);
   EXPECT_EQ(run->wait().exit_code, 3);
-  expect_resumes();
 }
 
 TEST_F(FaultTest, AFullDiskEndsTheRunWithWhatIsMissing) {
