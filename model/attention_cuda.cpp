@@ -9,9 +9,12 @@
 // [N, heads, d] with lse [heads, N]; a group without keys gets lse = +inf, so no caller passes one.
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "model/packed_flash_kernel.h"
+#include "model/paged_attention.h"
+#include "model/pinned.h"
 
 namespace dms {
 
@@ -29,13 +32,12 @@ at::Tensor from_op(const at::Tensor& x_BTHd, int64_t head_dim) { return x_BTHd.s
 // Offsets 0, ends[0], ends[1], ... as the op reads them, and the longest group.
 struct Groups {
   Groups(const std::vector<int64_t>& ends, at::Device device) {
-    at::Tensor offsets = at::zeros({static_cast<int64_t>(ends.size()) + 1}, at::kInt).pin_memory();
-    int32_t* values = offsets.data_ptr<int32_t>();
-    for (size_t i = 0; i < ends.size(); ++i) {
-      values[i + 1] = static_cast<int32_t>(ends[i]);
-      longest = std::max<int64_t>(longest, values[i + 1] - values[i]);
+    std::vector<int32_t> offsets{0};
+    for (const int64_t end : ends) {
+      longest = std::max<int64_t>(longest, end - offsets.back());
+      offsets.push_back(static_cast<int32_t>(end));
     }
-    on_device = offsets.to(device, /*non_blocking=*/true);
+    on_device = to_device(offsets, device);
   }
   at::Tensor on_device;
   int64_t longest = 0;
@@ -117,7 +119,33 @@ class CudaFlashKernel final : public PackedFlashKernel {
   }
 };
 
+// Every span is a sequence of its own, the query heads of its group the rows of its query.  `seqused_k` lets spans lie
+// anywhere: only where each begins is read from the offsets.
+class CudaPageKernel final : public PageKernel {
+ public:
+  PageOutput attend(const at::Tensor& q_SRd, const PageSpans& spans, double scale) const override {
+    const int64_t num_spans = q_SRd.size(0), rows = q_SRd.size(1);
+    const at::Device device = q_SRd.device();
+    std::vector<int32_t> offsets = spans.first_rows;
+    offsets.push_back(static_cast<int32_t>(spans.keys_Md.size(0)));
+    const int64_t longest = *std::max_element(spans.num_rows.begin(), spans.num_rows.end());
+    const at::Tensor query_offsets =
+        at::arange(0, num_spans * rows + 1, rows, at::TensorOptions().dtype(at::kInt).device(device));
+    const auto [out, lse, seed, offset, debug] = at::_flash_attention_forward(
+        q_SRd.reshape({num_spans * rows, 1, -1}), spans.keys_Md.unsqueeze(1), spans.values_Md.unsqueeze(1),
+        query_offsets, to_device(offsets, device), rows, longest, 0.0, /*is_causal=*/false,
+        /*return_debug_mask=*/false, scale, std::nullopt, std::nullopt, to_device(spans.num_rows, device));
+    return {out.view(q_SRd.sizes()), lse.view({num_spans, rows})};
+  }
+};
+
 }  // namespace
+
+const PageKernel* cuda_page_kernel(const at::Tensor& q_NRd) {
+  static const CudaPageKernel kernel;
+  const bool half = q_NRd.scalar_type() == at::kBFloat16 || q_NRd.scalar_type() == at::kHalf;
+  return half && q_NRd.size(-1) % 8 == 0 && q_NRd.size(-1) <= 256 ? &kernel : nullptr;
+}
 
 const FlashKernel& cuda_flash_kernel() {
   static const CudaFlashKernel kernel;

@@ -16,12 +16,14 @@ namespace {
 
 // What a thread takes at a time: small enough that a few long heads keep all threads busy to the end.
 constexpr int64_t kPartRows = 1024;
-// Rows whose scores are worked on together; keys and values of a block stay in the first-level cache while every query
+// Pages whose scores are worked on together; keys and values of a block stay in the first-level cache while every query
 // head of the group reads them, with room for what is on its way.
 // Blocks are read in an order that no processor's own prefetching follows, keys and values by turns and several rows at
 // once.  Asked for a block ahead, in step with the computing, they arrive at the memory's full speed: in float32 twice
 // as fast as without.
-constexpr int64_t kBlockRows = 32;
+constexpr int64_t kBlockPages = 2;
+constexpr int64_t kBlockRows = kBlockPages * kCpuPageRows;
+static_assert(kPartRows % kBlockRows == 0);
 // Query heads in registers at once.
 constexpr int kTileHeads = 3;
 
@@ -31,36 +33,39 @@ struct Part {
   float *largest, *sum;  // [R]
 };
 
-struct Rows {
-  const float* key_scales;
-  const float* value_scales;
+// The rows in use of one page.
+template <class Stored>
+struct PageRows {
+  const Stored *keys, *values;
+  const float *key_scales, *value_scales;  // null unless quantised
+  const Stored* next_keys;                 // of the page that takes this one's place in the next block
   int64_t num_rows;
 };
 
-// R query heads against one block's keys; score[r][n] = scale q[r] . key[n].  Prefetches `values`, of the same rows.
+// R query heads against one page's keys; score[r][first + n] = scale q[r] . key[n].  Prefetches the page's values.
 template <int R, class Stored>
-DMS_INLINE void score_block(const float* q, int64_t head_dim, const Stored* keys, const Stored* values,
-                            const Rows& rows, float scale, float (*score)[kBlockRows]) {
+DMS_INLINE void score_page(const float* q, int64_t head_dim, const PageRows<Stored>& page, float scale, int64_t first,
+                           float (*score)[kBlockRows]) {
   F32x4 products[R];
   int64_t n = 0;
-  for (; n + 4 <= rows.num_rows; n += 4) {
-    prefetch(values + n * head_dim, 4 * head_dim * static_cast<int64_t>(sizeof(Stored)));
-    dot_products<R, 4>(q, head_dim, keys + n * head_dim, head_dim, head_dim, products);
+  for (; n + 4 <= page.num_rows; n += 4) {
+    prefetch(page.values + n * head_dim, 4 * head_dim * static_cast<int64_t>(sizeof(Stored)));
+    dot_products<R, 4>(q, head_dim, page.keys + n * head_dim, head_dim, head_dim, products);
     F32x4 factor{scale, scale, scale, scale};
-    if (rows.key_scales != nullptr) {
+    if (page.key_scales != nullptr) {
       F32x4 key_scale;
-      std::memcpy(&key_scale, rows.key_scales + n, sizeof key_scale);
+      std::memcpy(&key_scale, page.key_scales + n, sizeof key_scale);
       factor *= key_scale;
     }
     for (int r = 0; r < R; ++r) {
       products[r] *= factor;
-      std::memcpy(score[r] + n, &products[r], sizeof(F32x4));
+      std::memcpy(score[r] + first + n, &products[r], sizeof(F32x4));
     }
   }
-  for (; n < rows.num_rows; ++n) {
-    dot_products<R, 1>(q, head_dim, keys + n * head_dim, head_dim, head_dim, products);
-    const float factor = rows.key_scales != nullptr ? scale * rows.key_scales[n] : scale;
-    for (int r = 0; r < R; ++r) score[r][n] = products[r][0] * factor;
+  for (; n < page.num_rows; ++n) {
+    dot_products<R, 1>(q, head_dim, page.keys + n * head_dim, head_dim, head_dim, products);
+    const float factor = page.key_scales != nullptr ? scale * page.key_scales[n] : scale;
+    for (int r = 0; r < R; ++r) score[r][first + n] = products[r][0] * factor;
   }
 }
 
@@ -85,46 +90,66 @@ DMS_INLINE void exponentiate_block(float* score, int64_t num_rows, float& larges
   sum += sums[0];
 }
 
-// out[r] += sum over rows of weight[r][n] value[n], for W vectors of channels.  Prefetches these channels of `next_keys`.
+// out[r] += sum over rows of weight[r][first + n] value[n], for W vectors of channels.  Prefetches these channels of the keys
+// that come next.
 template <int R, int W, class Stored>
-DMS_INLINE void add_values(const float (*weight)[kBlockRows], const Stored* values, const Stored* next_keys,
-                           int64_t num_rows, int64_t head_dim, float* out) {
+DMS_INLINE void add_values(const float (*weight)[kBlockRows], int64_t first, const PageRows<Stored>& page,
+                           int64_t channel, int64_t head_dim, float* out) {
+  const Stored* const values = page.values + channel;
+  const Stored* const next_keys = page.next_keys + channel;
   F32x8 sum[R][W];
   for (int r = 0; r < R; ++r) {
-    for (int w = 0; w < W; ++w) sum[r][w] = load8(out + r * head_dim + w * kLanes);
+    for (int w = 0; w < W; ++w) sum[r][w] = load8(out + r * head_dim + channel + w * kLanes);
   }
-  for (int64_t n = 0; n < num_rows; ++n) {
+  for (int64_t n = 0; n < page.num_rows; ++n) {
     prefetch(next_keys + n * head_dim, W * kLanes * static_cast<int64_t>(sizeof(Stored)));
     F32x8 factor[R];
-    for (int r = 0; r < R; ++r) factor[r] = broadcast(weight[r][n]);
+    for (int r = 0; r < R; ++r) factor[r] = broadcast(weight[r][first + n]);
     for (int w = 0; w < W; ++w) {
       const F32x8 value = load8(values + n * head_dim + w * kLanes);
       for (int r = 0; r < R; ++r) sum[r][w] += factor[r] * value;
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int w = 0; w < W; ++w) store8(out + r * head_dim + w * kLanes, sum[r][w]);
+    for (int w = 0; w < W; ++w) store8(out + r * head_dim + channel + w * kLanes, sum[r][w]);
   }
 }
 
 template <int R, class Stored>
-DMS_INLINE void attend_block(const float* q, int64_t head_dim, const Stored* keys, const Stored* values,
-                             const Stored* next_keys, const Rows& rows, float scale, const Part& part) {
+DMS_INLINE void attend_block(const float* q, int64_t head_dim, const PageRows<Stored>* pages, int64_t num_pages,
+                             float scale, const Part& part) {
   alignas(32) float score[R][kBlockRows];
-  score_block<R>(q, head_dim, keys, values, rows, scale, score);
+  int64_t num_rows = 0;
+  for (int64_t p = 0; p < num_pages; ++p) {
+    score_page<R>(q, head_dim, pages[p], scale, p * kCpuPageRows, score);
+    num_rows += pages[p].num_rows;
+  }
   for (int r = 0; r < R; ++r) {
-    exponentiate_block(score[r], rows.num_rows, part.largest[r], part.sum[r], part.out + r * head_dim, head_dim);
-    if (rows.value_scales == nullptr) continue;
-    for (int64_t n = 0; n < rows.num_rows; ++n) score[r][n] *= rows.value_scales[n];
+    exponentiate_block(score[r], num_rows, part.largest[r], part.sum[r], part.out + r * head_dim, head_dim);
   }
-  constexpr int kWide = 4;
-  int64_t j = 0;
-  for (; j + kWide * kLanes <= head_dim; j += kWide * kLanes) {
-    add_values<R, kWide>(score, values + j, next_keys + j, rows.num_rows, head_dim, part.out + j);
+  for (int64_t p = 0; p < num_pages; ++p) {
+    const PageRows<Stored>& page = pages[p];
+    const int64_t first = p * kCpuPageRows;
+    if (page.value_scales != nullptr) {
+      for (int r = 0; r < R; ++r) {
+        for (int64_t n = 0; n < page.num_rows; ++n) score[r][first + n] *= page.value_scales[n];
+      }
+    }
+    constexpr int kWide = 4;
+    int64_t j = 0;
+    for (; j + kWide * kLanes <= head_dim; j += kWide * kLanes) {
+      add_values<R, kWide>(score, first, page, j, head_dim, part.out);
+    }
+    for (; j < head_dim; j += kLanes) add_values<R, 1>(score, first, page, j, head_dim, part.out);
   }
-  for (; j < head_dim; j += kLanes) {
-    add_values<R, 1>(score, values + j, next_keys + j, rows.num_rows, head_dim, part.out + j);
-  }
+}
+
+template <class Stored>
+DMS_INLINE PageRows<Stored> rows_in(const KvRow& page, int64_t head_dim, int64_t num_rows) {
+  const auto* keys = reinterpret_cast<const Stored*>(page.slab->rows) + page.index * head_dim;
+  const float* scales = page.slab->scales == nullptr ? nullptr : page.slab->scales + page.index;
+  return {keys, keys + kCpuPageRows * head_dim,  scales, scales == nullptr ? nullptr : scales + kCpuPageRows,
+          keys, std::min(num_rows, kCpuPageRows)};
 }
 
 template <class Stored>
@@ -135,22 +160,25 @@ DMS_INLINE void attend(const DecodeHead& head, int64_t group_size, int64_t head_
   std::fill(part.largest, part.largest + group_size, -std::numeric_limits<float>::infinity());
   const int64_t num_tiles = (group_size + kTileHeads - 1) / kTileHeads;
   for (int64_t n = first; n < last; n += kBlockRows) {
-    const auto* keys = static_cast<const Stored*>(head.keys) + n * head_dim;
-    const auto* values = static_cast<const Stored*>(head.values) + n * head_dim;
-    // Of the next block, when that is a whole one; else what is here already stands in for it.
-    const auto* next_keys = n + 2 * kBlockRows <= last ? keys + kBlockRows * head_dim : keys;
-    const Rows rows{head.key_scales == nullptr ? nullptr : head.key_scales + n,
-                    head.value_scales == nullptr ? nullptr : head.value_scales + n, std::min(kBlockRows, last - n)};
+    PageRows<Stored> pages[kBlockPages];
+    int64_t num_pages = 0;
+    for (int64_t row = n; row < std::min(n + kBlockRows, last); row += kCpuPageRows) {
+      PageRows<Stored>& page = pages[num_pages++];
+      const KvRow* const at = head.pages + row / kCpuPageRows;
+      page = rows_in<Stored>(*at, head_dim, last - row);
+      // Where there is none what is here already stands in for it.
+      if (row + kBlockRows < last) page.next_keys = rows_in<Stored>(at[kBlockPages], head_dim, 1).keys;
+    }
     for (int64_t tile = 0; tile < num_tiles; ++tile) {  // of nearly equal sizes
       const int64_t r = tile * group_size / num_tiles, count = (tile + 1) * group_size / num_tiles - r;
       const float* q = head.q + r * head_dim;
       const Part tile_part{part.out + r * head_dim, part.largest + r, part.sum + r};
       if (count == 3) {
-        attend_block<3>(q, head_dim, keys, values, next_keys, rows, scale, tile_part);
+        attend_block<3>(q, head_dim, pages, num_pages, scale, tile_part);
       } else if (count == 2) {
-        attend_block<2>(q, head_dim, keys, values, next_keys, rows, scale, tile_part);
+        attend_block<2>(q, head_dim, pages, num_pages, scale, tile_part);
       } else {
-        attend_block<1>(q, head_dim, keys, values, next_keys, rows, scale, tile_part);
+        attend_block<1>(q, head_dim, pages, num_pages, scale, tile_part);
       }
     }
   }

@@ -10,20 +10,19 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/kv_page.h"
+
 namespace dms {
 
 // Whether rows of this dtype can be attended to by decode_attention(): float32, bfloat16, int8 and float8_e4m3fn.
 bool has_decode_attention(c10::ScalarType stored);
 
-// One KV head of one sequence.  Contiguous rows of d elements; d is a multiple of 8.
+// One KV head of one sequence: its first `num_rows` rows (at least 1), in pages of kCpuPageRows.
 struct DecodeHead {
-  const float* q;    // [R, d], the group's query heads
-  const void* keys;  // [num_rows, d]
-  const void* values;
-  const float* key_scales = nullptr;  // [num_rows]; what a row is to be multiplied with; null: 1
-  const float* value_scales = nullptr;
-  int64_t num_rows = 0;  // at least 1
-  float* out;            // [R, d]
+  const float* q;      // [R, d], the group's query heads; d is a multiple of 8
+  const KvRow* pages;  // of rows stored as `stored`
+  int64_t num_rows = 0;
+  float* out;  // [R, d]
 };
 
 // out = softmax(scale q K^T) V of every head, in float32.  Rows are taken in order, in parts of a fixed length that

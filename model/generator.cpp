@@ -37,7 +37,9 @@ class Generator::Batch {
         embedding_VD_(source_.embedding()),
         head_VD_(source_.head()),
         final_norm_D_(source_.final_norm()),
-        rope_(make_rope_tables(architecture_, options_.max_positions, embedding_VD_.options())) {
+        rope_(make_rope_tables(architecture_, options_.max_positions, embedding_VD_.options())),
+        pool_(std::make_shared<KvPool>(architecture_.head_dim, embedding_VD_.options().dtype(options_.stored_dtype),
+                                       options_.kv_budget_bytes)) {
     for (size_t i = 0; i < requests.size(); ++i) {
       const GenerationRequest& request = requests[i];
       const auto length = static_cast<int64_t>(request.prompt.size());
@@ -64,10 +66,15 @@ class Generator::Batch {
   void step(const TokenListener& on_token) {
     admit(on_token);
     if (running_.empty()) return;
+    for (const Sequence& sequence : running_) make_room(*sequence.cache, 1);
+    while (running_.size() > 1 && pages_wanted() > pool_->num_within_budget()) {
+      running_.back().cache.reset();
+      waiting_.push_front(std::move(running_.back()));
+      running_.pop_back();
+    }
     std::vector<CompactCache*> caches;
     std::vector<int32_t> newest;
     for (const Sequence& sequence : running_) {
-      make_room(*sequence.cache, 1);
       caches.push_back(sequence.cache.get());
       newest.push_back(sequence.tokens.back());
     }
@@ -80,11 +87,6 @@ class Generator::Batch {
       }
     }
     running_ = std::move(still_running);
-    while (running_.size() > 1 && allocated_bytes() > options_.kv_budget_bytes) {
-      running_.back().cache.reset();
-      waiting_.push_front(std::move(running_.back()));
-      running_.pop_back();
-    }
     note_memory();
   }
 
@@ -98,7 +100,15 @@ class Generator::Batch {
 
   // What a sequence may take while `num_tokens` are read.
   int64_t most_bytes(int64_t num_tokens) const {
-    return std::min(dense_bytes(num_tokens), options_.exact_budget_bytes);
+    const int64_t heads = architecture_.num_layers * architecture_.num_kv_heads;
+    return std::min(heads * pool_->num_pages_for(num_tokens) * pool_->page_bytes(), options_.exact_budget_bytes);
+  }
+
+  // Pages that the next token of all running sequences may need.
+  int64_t pages_wanted() const {
+    int64_t pages = 0;
+    for (const Sequence& sequence : running_) pages += sequence.cache->num_pages_wanted(1);
+    return pages;
   }
 
   // Tokens read at a time: what a chunk adds before anything of it can go is a small part of an exact budget.
@@ -113,12 +123,6 @@ class Generator::Batch {
                                                std::to_string(policy_.window() + 1) + " tokens, which always stay");
   }
 
-  int64_t allocated_bytes() const {
-    int64_t bytes = 0;
-    for (const Sequence& sequence : running_) bytes += sequence.cache->allocated_bytes();
-    return bytes;
-  }
-
   at::Tensor logits(const at::Tensor& x_BD) const {
     return few_rows_linear(rms_norm(x_BD, final_norm_D_, architecture_.rms_norm_eps), head_VD_, {});
   }
@@ -126,7 +130,7 @@ class Generator::Batch {
   void admit(const TokenListener& on_token) {
     while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.max_batch) {
       const auto length = static_cast<int64_t>(waiting_.front().tokens.size());
-      if (!running_.empty() && allocated_bytes() + most_bytes(length) > options_.kv_budget_bytes) break;
+      if (!running_.empty() && most_bytes(length) > pool_->num_within_budget() * pool_->page_bytes()) break;
       Sequence sequence = std::move(waiting_.front());
       waiting_.pop_front();
       // Everything but the newest generated token; a fresh prompt is read whole and gives its first token here.
@@ -140,8 +144,7 @@ class Generator::Batch {
   }
 
   at::Tensor prefill(Sequence& sequence, int64_t length) {
-    sequence.cache = std::make_unique<CompactCache>(
-        make_cache(architecture_, policy_, embedding_VD_.options().dtype(options_.stored_dtype)));
+    sequence.cache = std::make_unique<CompactCache>(make_cache(architecture_, policy_, pool_));
     at::Tensor x_nD;
     const int64_t step = chunk_tokens();
     for (int64_t first = 0; first < length; first += step) {
@@ -171,8 +174,8 @@ class Generator::Batch {
 
   void note_memory() {
     progress_.sequences_running = static_cast<int64_t>(running_.size());
-    progress_.allocated_bytes = allocated_bytes();
-    progress_.peak_allocated_bytes = std::max(progress_.peak_allocated_bytes, progress_.allocated_bytes);
+    progress_.allocated_bytes = pool_->num_taken() * pool_->page_bytes();
+    progress_.peak_allocated_bytes = pool_->allocated_bytes();
     progress_.dense_bytes = 0;
     for (const Sequence& sequence : running_) progress_.dense_bytes += dense_bytes(sequence.cache->num_tokens(0));
   }
@@ -184,6 +187,7 @@ class Generator::Batch {
   const std::vector<GenerationRequest>& requests_;
   const at::Tensor embedding_VD_, head_VD_, final_norm_D_;
   const RopeTables rope_;
+  const std::shared_ptr<KvPool> pool_;
 
   std::deque<Sequence> waiting_;
   std::vector<Sequence> running_;  // in the order they joined

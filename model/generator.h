@@ -1,9 +1,9 @@
 // Generates from many prompts at once with compact caches: sequences join the batch as memory allows, each at its own
 // length, and leave it when they stop.
 //
-// Memory is what the caches have really allocated.  A sequence is admitted when its prompt's dense cache would still fit
-// the budget (that much exists while it is prefilled, a chunk at a time, at the very most); when the batch outgrows the
-// budget all the same, the sequence that joined last gives its memory back and is computed again later.
+// All share one pool of pages.  A sequence is admitted when the pages that the budget still has would hold its prompt
+// uncompressed (it takes fewer); when the next token may need more pages than there are, the sequence that joined last
+// gives its own back and is computed again later.  A sequence that is alone is never held up.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -42,9 +42,9 @@ struct GenerationProgress {
   int64_t tokens_generated = 0;  // by all sequences so far
   int64_t sequences_finished = 0;
   int64_t sequences_running = 0;
-  int64_t allocated_bytes = 0;  // of all live caches
-  int64_t dense_bytes = 0;      // what the same tokens take uncompressed, in the stored dtype
-  int64_t peak_allocated_bytes = 0;
+  int64_t allocated_bytes = 0;       // of the pages that running sequences hold
+  int64_t dense_bytes = 0;           // what the same tokens take uncompressed, in the stored dtype
+  int64_t peak_allocated_bytes = 0;  // of the pool
 };
 
 // Called with each new token of a request, in order; a stop token is reported as the last one, a sequence that hits its

@@ -112,8 +112,12 @@ at::Tensor hard_student_step(WeightSource& source, const EvictionPolicy& policy,
   return x;
 }
 
+CompactCache make_cache(const Architecture& a, const EvictionPolicy& policy, std::shared_ptr<KvPool> pool) {
+  return {std::move(pool), a.num_layers, a.num_kv_heads, policy.window(), policy.decision_shift()};
+}
+
 CompactCache make_cache(const Architecture& a, const EvictionPolicy& policy, const at::TensorOptions& options) {
-  return {a.num_layers, a.num_kv_heads, a.head_dim, policy.window(), policy.decision_shift(), options};
+  return make_cache(a, policy, std::make_shared<KvPool>(a.head_dim, options));
 }
 
 }  // namespace dms

@@ -35,6 +35,15 @@ at::Tensor from_stored(const StoredRows& stored, at::ScalarType dtype) {
   return (stored.rows.to(at::kFloat) * stored.scales.unsqueeze(-1)).to(dtype);
 }
 
+at::Tensor bytes_of(const at::Tensor& rows_nd) {
+  return rows_nd.contiguous().view(at::kByte).view({rows_nd.size(0), rows_nd.size(1) * rows_nd.element_size()});
+}
+
+StoredRows select_rows(const StoredRows& x_nd, const at::Tensor& index_m) {
+  return {bytes_of(x_nd.rows).index_select(0, index_m).view(x_nd.rows.scalar_type()),
+          x_nd.scales.defined() ? x_nd.scales.index_select(0, index_m) : at::Tensor()};
+}
+
 int64_t stored_row_bytes(int64_t head_dim, at::ScalarType stored) {
   return head_dim * static_cast<int64_t>(c10::elementSize(stored)) +
          (is_quantised(stored) ? static_cast<int64_t>(sizeof(float)) : 0);

@@ -27,6 +27,11 @@ bool is_quantised(at::ScalarType stored);
 StoredRows to_stored(const at::Tensor& x, at::ScalarType stored);
 at::Tensor from_stored(const StoredRows& stored, at::ScalarType dtype);
 
+// Rows x[index_m] of x [n, d].
+StoredRows select_rows(const StoredRows& x_nd, const at::Tensor& index_m);
+// Rows [n, d] as they are in memory, [n, bytes]: not every format has index operators, bytes have.
+at::Tensor bytes_of(const at::Tensor& rows_nd);
+
 // Bytes of a key or a value of d elements, its scale included.
 int64_t stored_row_bytes(int64_t head_dim, at::ScalarType stored);
 

@@ -21,6 +21,7 @@
 #include "data/staged_file.h"
 #include "model/attention.h"
 #include "model/attention_reference.h"
+#include "model/kv_cache.h"
 #include "tools/number_text.h"
 #include "trainer/hardware.h"
 #include "trainer/ranks.h"
@@ -109,15 +110,45 @@ double worst_attention_error(at::Device device, at::ScalarType dtype, AttentionP
   return worst;
 }
 
-Check check_kernels(at::Device device, at::ScalarType dtype) {
+// Decoding's attention: a token of each of two sequences over a cache of 200 keys that keeps all, and one that keeps the
+// window.
+double worst_decode_error(at::Device device, at::ScalarType dtype) {
+  constexpr int64_t kQueryHeads = 6, kKvHeads = 2, kTokens = 200, kHeadDim = 64, kWindow = 33;
+  const auto wave = [&](int64_t heads, double frequency) {
+    const at::Tensor t = at::arange(heads * kTokens * kHeadDim, at::kDouble);
+    return at::sin(t * frequency + at::sin(t * 0.37)).view({1, heads, kTokens, kHeadDim}).to(device, dtype);
+  };
+  const at::Tensor q = wave(kQueryHeads, 0.71), k = wave(kKvHeads, 1.13), v = wave(kKvHeads, 0.59);
+  const auto pool = std::make_shared<KvPool>(kHeadDim, q.options());
+  std::vector<CompactCache> caches;
+  std::vector<CompactCache*> batch;
+  std::vector<at::Tensor> expected;
+  for (const double decision : {-1.0, 1.0}) {
+    caches.emplace_back(pool, 1, kKvHeads, kWindow, 0);
+    const auto before = [](const at::Tensor& x) { return x.slice(2, 0, kTokens - 1); };
+    caches.back().attend(0, before(q), before(k), before(v), at::full({kKvHeads, kTokens - 1}, decision));
+    const at::Tensor bias_BGT = at::full({1, kKvHeads, kTokens}, decision > 0.0 ? kGoneBias : 0.0, at::kDouble);
+    const auto reference = [](const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); };
+    expected.push_back(
+        dense_delayed_eviction_attention(reference(q), reference(k), reference(v), bias_BGT, kWindow, {0, kTokens})
+            .select(2, kTokens - 1));
+  }
+  for (CompactCache& cache : caches) batch.push_back(&cache);
+  const auto newest = [](const at::Tensor& x) { return x.select(2, kTokens - 1).expand({2, x.size(1), x.size(3)}); };
+  const at::Tensor out =
+      CompactCache::attend_each(batch, 0, newest(q), newest(k), newest(v), at::full({kKvHeads, 2}, -1.0));
+  return relative_error(out, at::cat(expected));
+}
+
+Check check_kernels(const std::string& name, at::Device device, at::ScalarType dtype,
+                    const std::function<double()>& worst_error, const std::string& compared) {
   const bool low = dtype == at::kBFloat16;
-  Check check{"attention on " + device.str() + ", " + (low ? "bfloat16" : "float32"), true, "", ""};
+  Check check{name + " on " + device.str() + ", " + (low ? "bfloat16" : "float32"), true, "", ""};
   const double allowed = low ? 3e-2 : 1e-4;
   try {
-    check.value = std::max(worst_attention_error(device, dtype, AttentionPath::dense),
-                           worst_attention_error(device, dtype, AttentionPath::sparse));
+    check.value = worst_error();
     check.passed = check.value <= allowed;
-    check.found = "largest error " + significant_text(check.value) + " of the dense reference, output and gradients";
+    check.found = "largest error " + significant_text(check.value) + " of the dense reference" + compared;
     if (!check.passed) check.found += ", allowed " + significant_text(allowed);
   } catch (const std::exception& error) {
     check.passed = false;
@@ -259,7 +290,15 @@ std::vector<Check> examine(const DoctorOptions& options) {
     if (checks.back().passed) checks.push_back(check_link(/*on_gpus=*/true));
   }
   for (const at::Device device : all) {
-    for (const at::ScalarType dtype : dtypes_of(device)) checks.push_back(check_kernels(device, dtype));
+    for (const at::ScalarType dtype : dtypes_of(device)) {
+      const auto training = [&] {
+        return std::max(worst_attention_error(device, dtype, AttentionPath::dense),
+                        worst_attention_error(device, dtype, AttentionPath::sparse));
+      };
+      checks.push_back(check_kernels("attention", device, dtype, training, ", output and gradients"));
+      const auto decoding = [&] { return worst_decode_error(device, dtype); };
+      checks.push_back(check_kernels("decoding", device, dtype, decoding, ", two sequences"));
+    }
   }
   return checks;
 }

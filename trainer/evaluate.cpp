@@ -163,7 +163,7 @@ class Evaluator {
 
   void note_cache(MethodRecord& method, const CompactCache& cache, int64_t num_tokens) const {
     method.dense_bytes += dense_bytes(num_tokens);
-    method.allocated_bytes += cache.allocated_bytes();
+    method.allocated_bytes += cache.pool().allocated_bytes();
     method.live_bytes += cache.live_bytes();
     method.live_keys += cache.num_live_keys();
     method.keys_read += cache.num_keys_read();
@@ -173,7 +173,7 @@ class Evaluator {
 
   void note_memory(EvaluationRecord& details, int64_t num_tokens, const CompactCache& cache) const {
     add_memory(details.memory_by_length, {num_tokens, 1, static_cast<double>(dense_bytes(num_tokens)),
-                                          static_cast<double>(cache.allocated_bytes())});
+                                          static_cast<double>(cache.pool().allocated_bytes())});
   }
 
   void note_decisions(EvaluationRecord& details, const std::vector<std::vector<at::Tensor>>& chunk_logits,

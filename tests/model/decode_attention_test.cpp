@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
-#include "model/kv_format.h"
+#include <algorithm>
+#include <memory>
+
+#include "model/kv_pool.h"
 #include "tests/support/tensor_comparison.h"
 
 namespace dms {
@@ -15,6 +18,8 @@ struct Head {
   at::Tensor q, out;
   StoredRows keys, values;
   at::ScalarType stored;
+  std::unique_ptr<KvPool> pool;
+  std::vector<KvRow> pages;
 
   Head(int64_t group, int64_t head_dim, int64_t rows, at::ScalarType dtype, uint64_t seed)
       : q(seeded_normal({group, head_dim}, seed).to(at::kFloat)),
@@ -24,17 +29,20 @@ struct Head {
         values(to_stored(seeded_normal({rows, head_dim}, seed + 2) * seeded_normal({rows, 1}, seed + 4), dtype)),
         stored(dtype) {}
 
-  DecodeHead view() const {
-    const auto scales = [](const StoredRows& rows) {
-      return rows.scales.defined() ? rows.scales.const_data_ptr<float>() : nullptr;
-    };
-    return {q.const_data_ptr<float>(),
-            keys.rows.const_data_ptr(),
-            values.rows.const_data_ptr(),
-            scales(keys),
-            scales(values),
-            keys.rows.size(0),
-            out.data_ptr<float>()};
+  // In pages that follow each other in no order, among those of others.
+  DecodeHead view() {
+    pool = std::make_unique<KvPool>(q.size(1), at::TensorOptions().dtype(stored));
+    const int64_t num_rows = keys.rows.size(0);
+    for (int64_t page = 0; page < pool->num_pages_for(num_rows); ++page) {
+      pages.push_back(pool->take());
+      pool->take();
+    }
+    std::reverse(pages.begin(), pages.end());
+    for (int64_t row = 0; row < num_rows; ++row) {
+      const KvRow& page = pages[static_cast<size_t>(row / kCpuPageRows)];
+      pool->write_row({page.slab, page.index + row % kCpuPageRows}, keys, values, row);
+    }
+    return {q.const_data_ptr<float>(), pages.data(), num_rows, out.data_ptr<float>()};
   }
 
   at::Tensor expected() const {
@@ -50,7 +58,7 @@ TEST_P(DecodeAttention, IsTheDenseSoftmaxForEveryGroupAndNumberOfRows) {
     for (int64_t head_dim : {8, 64, 72, 128}) {
       for (int64_t rows : {1, 2, 3, 4, 63, 64, 65, 1000, 1024, 2051}) {
         SCOPED_TRACE(::testing::Message() << "group " << group << " d " << head_dim << " rows " << rows);
-        const Head head(group, head_dim, rows, GetParam(), static_cast<uint64_t>(group * 10000 + rows));
+        Head head(group, head_dim, rows, GetParam(), static_cast<uint64_t>(group * 10000 + rows));
         decode_attention({head.view()}, group, head_dim, GetParam(), kScale);
         EXPECT_TRUE(is_near(head.out, head.expected(), 3e-6));
       }
@@ -65,7 +73,7 @@ TEST_P(DecodeAttention, AHeadsResultDependsOnNothingElseInTheCall) {
     together.emplace_back(3, 64, rows, GetParam(), static_cast<uint64_t>(rows));
     alone.emplace_back(3, 64, rows, GetParam(), static_cast<uint64_t>(rows));
   }
-  for (const Head& head : together) views.push_back(head.view());
+  for (Head& head : together) views.push_back(head.view());
   decode_attention(views, 3, 64, GetParam(), kScale);
   for (size_t i = 0; i < alone.size(); ++i) {
     decode_attention({alone[i].view()}, 3, 64, GetParam(), kScale);

@@ -37,7 +37,7 @@ struct Sequence {
 };
 
 CompactCache make_cache(int64_t window, int64_t shift, at::ScalarType dtype = at::kDouble) {
-  return {kLayers, kKvHeads, kHeadDim, window, shift, at::TensorOptions().dtype(dtype)};
+  return {std::make_shared<KvPool>(kHeadDim, at::TensorOptions().dtype(dtype)), kLayers, kKvHeads, window, shift};
 }
 
 // Feeds tokens [begin, end) and returns layer 0's and layer 1's attention.
@@ -148,14 +148,14 @@ TEST(CompactCache, ReusesTheSlotsOfExpiredKeys) {
     largest = std::max(largest, cache.allocated_bytes());
   }
   EXPECT_EQ(cache.num_live_keys(), kLayers * kKvHeads * 5);
-  // One page of 8 rows a head: two tensors of 8 doubles a row, a position and a decision.
-  EXPECT_LE(largest, kLayers * kKvHeads * 8 * (2 * kHeadDim * 8 + 8));
+  EXPECT_EQ(largest, kLayers * kKvHeads * cache.pool().page_bytes());
+  EXPECT_EQ(cache.pool().allocated_bytes(), largest);
 }
 
 TEST(CompactCache, AllocatesAtMost15PercentMoreThanItsLiveKeysNeed) {
   // SmolLM2's head: 64 dimensions, window 64, T = 1024, survivors from 0 to 94 % by head.
   constexpr int64_t kTokens = 1024;
-  CompactCache cache(1, 9, 64, 64, 1, at::TensorOptions().dtype(at::kFloat));
+  CompactCache cache(std::make_shared<KvPool>(64, at::TensorOptions().dtype(at::kFloat)), 1, 9, 64, 1);
   const at::Tensor rate_G1 = at::tensor({0.0, 0.01, 0.03, 0.05, 0.08, 0.1, 0.2, 0.4, 0.94}, at::kDouble).unsqueeze(1);
   const at::Tensor logit_GT =
       at::erfinv(1.0 - 2.0 * rate_G1.clamp_min(1e-9)) * std::sqrt(2.0) + seeded_normal({9, kTokens}, 3);
@@ -172,14 +172,12 @@ TEST(CompactCache, AllocatesAtMost15PercentMoreThanItsLiveKeysNeed) {
   }
   EXPECT_EQ(cache.num_live_keys(), live);
   EXPECT_EQ(cache.live_bytes(), live * 64 * 2 * 4);
-  EXPECT_LE(static_cast<double>(cache.allocated_bytes()), 1.15 * static_cast<double>(cache.live_bytes()));
-  EXPECT_GE(cache.allocated_bytes(), cache.live_bytes());
-  int64_t storage = 0;
-  for (int64_t g = 0; g < 9; ++g) {
-    storage += static_cast<int64_t>(std::as_const(cache).head(0, g).keys(at::kFloat).storage().nbytes() +
-                                    std::as_const(cache).head(0, g).values(at::kFloat).storage().nbytes());
-  }
-  EXPECT_GE(cache.allocated_bytes(), storage) << "reports less than it holds";
+  EXPECT_LE(static_cast<double>(cache.pool().allocated_bytes()), 1.15 * static_cast<double>(cache.live_bytes()));
+  EXPECT_GE(cache.pool().allocated_bytes(), cache.allocated_bytes());
+  int64_t pages = 0;
+  for (int64_t g = 0; g < 9; ++g) pages += std::as_const(cache).head(0, g).num_pages();
+  EXPECT_EQ(cache.allocated_bytes(), pages * cache.pool().page_bytes());
+  EXPECT_GE(cache.pool().page_bytes(), kCpuPageRows * (64 * 2 * 4 + 8)) << "reports less than it holds";
 }
 
 // Rows in fewer bits: what attention sees is exactly the stored rows, token by token and in chunks.
@@ -256,8 +254,9 @@ TEST(CompactCache, MakeRoomKeepsTheKeysThatTheEvictorWantsMost) {
 }
 
 TEST(HeadCache, RefusesADecisionAboutAKeyThatIsGone) {
-  HeadCache cache(4, at::TensorOptions().dtype(at::kFloat));
-  cache.append({at::ones({3, 4}), {}}, {at::ones({3, 4}), {}}, 0);
+  KvPool pool(4, at::TensorOptions().dtype(at::kFloat));
+  HeadCache cache(pool);
+  cache.append({at::ones({3, 4}), {}}, {at::ones({3, 4}), {}}, {0, 1, 2}, {kUndecided, kUndecided, kUndecided});
   cache.decide(0, 1.0F);
   cache.drop_expired(2, 1);
   EXPECT_EQ(cache.num_live(), 2);

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "model/decode_attention.h"
+#include "model/kv_pool.h"
 #include "tests/support/tensor_comparison.h"
 
 namespace dms {
@@ -43,10 +44,12 @@ TEST(KvFormat, Float8IsWithinASixteenthOfEveryElement) {
 TEST(KvFormat, TheKernelReadsEveryFloat8ValueAsThePublishedTableDoes) {
   const at::Tensor bits = at::arange(256, at::kInt).to(at::kByte);
   const at::Tensor values = bits.view(at::kFloat8_e4m3fn);
-  const at::Tensor q = at::zeros({1, 256}, at::kFloat), out = at::empty_like(q), keys = at::zeros({256}, at::kByte);
-  decode_attention({{q.const_data_ptr<float>(), keys.const_data_ptr(), values.const_data_ptr(), nullptr, nullptr, 1,
-                     out.data_ptr<float>()}},
-                   1, 256, at::kFloat8_e4m3fn, 1.0F);
+  const at::Tensor q = at::zeros({1, 256}, at::kFloat), out = at::empty_like(q);
+  KvPool pool(256, at::TensorOptions().dtype(at::kFloat8_e4m3fn));
+  const KvRow page = pool.take();
+  const at::Tensor one = at::ones({1}, at::kFloat);
+  pool.write_row(page, {at::zeros_like(values), one}, {values, one}, 0);
+  decode_attention({{q.const_data_ptr<float>(), &page, 1, out.data_ptr<float>()}}, 1, 256, at::kFloat8_e4m3fn, 1.0F);
   for (int i = 0; i < 256; ++i) {
     const int exponent = (i >> 3) & 15, mantissa = i & 7;
     if (exponent == 15 && mantissa == 7) continue;  // NaN, never stored
