@@ -44,26 +44,19 @@ class AlikeRanks : public RankGroup {
 
 }  // namespace
 
-at::Tensor RankGroup::all_gather(const at::Tensor& mine, const std::string& what) {
+RankGroup::Gathering RankGroup::start_all_gather(const at::Tensor& mine, const std::string& what) {
   std::vector<int64_t> shape = mine.sizes().vec();
   shape.insert(shape.begin(), size());
-  at::Tensor out = at::empty(shape, mine.options());
-  start_all_gather(out, mine.contiguous(), what)->wait();
-  return out;
+  Gathering gathering;
+  gathering.mine_ = mine.contiguous();
+  gathering.out_ = at::empty(shape, mine.options());
+  gathering.pending_ = start_all_gather(gathering.out_, gathering.mine_, what);
+  return gathering;
 }
 
-std::vector<double> RankGroup::all_gather(const std::vector<double>& mine, const std::vector<int64_t>& counts,
-                                          const std::string& what) {
-  const int64_t most = *std::max_element(counts.begin(), counts.end());
-  at::Tensor padded = at::zeros({most}, at::kDouble);
-  std::copy(mine.begin(), mine.end(), padded.data_ptr<double>());
-  const at::Tensor all = all_gather(padded, what);
-  std::vector<double> values;
-  for (int64_t r = 0; r < size(); ++r) {
-    const double* row = all.data_ptr<double>() + r * most;
-    values.insert(values.end(), row, row + counts[static_cast<size_t>(r)]);
-  }
-  return values;
+at::Tensor RankGroup::Gathering::wait() {
+  pending_->wait();
+  return out_;
 }
 
 namespace {

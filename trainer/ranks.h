@@ -63,11 +63,18 @@ class RankGroup {
   // A rank that merely lost another waits a moment for that one's own message.
   virtual FirstFailure record_failure(int exit_code, bool lost_another) = 0;
 
-  // [size, ...mine's shape].
-  at::Tensor all_gather(const at::Tensor& mine, const std::string& what);
-  // Values of all ranks in rank order; rank r contributes counts[r] of them.
-  std::vector<double> all_gather(const std::vector<double>& mine, const std::vector<int64_t>& counts,
-                                 const std::string& what);
+  // An all-gather that others may still be on their way to.
+  class Gathering {
+   public:
+    at::Tensor wait();  // [size, ...mine's shape]; throws RankLost
+
+   private:
+    friend class RankGroup;
+    at::Tensor mine_, out_;
+    std::unique_ptr<Pending> pending_;
+  };
+  Gathering start_all_gather(const at::Tensor& mine, const std::string& what);
+  at::Tensor all_gather(const at::Tensor& mine, const std::string& what) { return start_all_gather(mine, what).wait(); }
   // Rows of all ranks, each rank any number of them: [sum of counts, ...].  The second form only on rank `to`.
   at::Tensor all_gather_rows(const at::Tensor& mine, const std::string& what);
   at::Tensor gather_rows(const at::Tensor& mine, int64_t to, const std::string& what);

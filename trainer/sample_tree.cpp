@@ -1,5 +1,6 @@
 #include "trainer/sample_tree.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "trainer/ordered_sum.h"
@@ -33,6 +34,36 @@ std::vector<SampleTree::Subtree> SampleTree::subtrees_of(int64_t rank) const {
     begin = subtree.end;
   }
   return subtrees;
+}
+
+SampleTree::Sums SampleTree::start_sums(const std::vector<std::vector<double>>& values, RankGroup& ranks,
+                                        const std::string& what) const {
+  Sums sums;
+  sums.samples_of_rank_ = samples_of_rank_;
+  sums.num_values_ = std::ssize(values);
+  const int64_t most = *std::max_element(samples_of_rank_.begin(), samples_of_rank_.end());
+  const at::Tensor mine_VS = at::zeros({sums.num_values_, most}, at::kDouble);
+  for (size_t v = 0; v < values.size(); ++v) {
+    TORCH_CHECK(std::ssize(values[v]) == samples_of_rank_[static_cast<size_t>(rank_)], "a value of every sample");
+    std::copy(values[v].begin(), values[v].end(), mine_VS.data_ptr<double>() + static_cast<int64_t>(v) * most);
+  }
+  sums.gathering_ = ranks.start_all_gather(mine_VS, what);
+  return sums;
+}
+
+std::vector<double> SampleTree::Sums::wait() {
+  const at::Tensor all_RVS = gathering_.wait();
+  std::vector<double> totals;
+  for (int64_t v = 0; v < num_values_; ++v) {
+    std::vector<double> per_sample;
+    for (size_t r = 0; r < samples_of_rank_.size(); ++r) {
+      const at::Tensor row_S = all_RVS[static_cast<int64_t>(r)][v];
+      const double* values = row_S.const_data_ptr<double>();
+      per_sample.insert(per_sample.end(), values, values + samples_of_rank_[r]);
+    }
+    totals.push_back(tree_sum(std::move(per_sample)));
+  }
+  return totals;
 }
 
 std::vector<at::Tensor> SampleTree::subtree_sums(std::vector<at::Tensor> per_sample) const {

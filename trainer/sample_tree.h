@@ -20,7 +20,20 @@ class SampleTree {
 
   int64_t num_samples() const { return num_samples_; }
   int64_t first_sample() const { return first_sample_; }  // of this rank, in the global batch
-  const std::vector<int64_t>& samples_of_rank() const { return samples_of_rank_; }
+
+  // Values of all samples on their way to every rank.
+  class Sums {
+   public:
+    std::vector<double> wait();  // each value summed over the global batch
+
+   private:
+    friend class SampleTree;
+    std::vector<int64_t> samples_of_rank_;
+    int64_t num_values_ = 0;
+    RankGroup::Gathering gathering_;
+  };
+  // values[v][i]: value v of this rank's sample i.
+  Sums start_sums(const std::vector<std::vector<double>>& values, RankGroup& ranks, const std::string& what) const;
 
   // Sums of this rank's subtrees.
   std::vector<at::Tensor> subtree_sums(std::vector<at::Tensor> per_sample) const;

@@ -56,22 +56,26 @@ class TrainingStep {
         first_sample_(first_sample + tree.first_sample()),
         ranks_(ranks) {}
 
+  // What the ranks tell each other is waited for where it is used: a rank that is behind by less than the head takes, or
+  // than the backward pass, holds nobody up.
   StepResult run(const std::vector<Sample>& batch) {
-    begin(batch);
+    RankGroup::Gathering sizes = begin(batch);
     for (int64_t layer = 0; layer < architecture_.num_layers; ++layer) forward_layer(layer);
+    SampleTree::Sums rates =
+        tree_.start_sums({fraction_sums_, alpha_sums_, evicted_sums_}, ranks_, "the other samples' eviction rates");
+    count_over_ranks(sizes.wait());
+    SampleTree::Sums kl = tree_.start_sums({distill_batch(batch)}, ranks_, "the other samples' losses");
 
     StepResult result;
     result.target_cr = compression_ratio_at(options_.compression, step_);
-    const double fraction = global_sum(fraction_sums_) / static_cast<double>(num_fraction_);
+    const std::vector<double> rate_sums = rates.wait();
+    const double fraction = rate_sums[0] / static_cast<double>(num_fraction_);
     const CompressionLoss compression =
         compression_loss(options_.compression, target_fraction(result.target_cr), fraction);
     result.compression_loss = compression.loss;
     const double num_far = static_cast<double>(std::max<int64_t>(1, num_far_));
-    result.alpha_mean = global_sum(alpha_sums_) / num_far;
-    result.eviction_rate = global_sum(evicted_sums_) / num_far;
-
-    result.kl = distill_batch(batch);
-    result.loss = result.kl + result.compression_loss;
+    result.alpha_mean = rate_sums[1] / num_far;
+    result.eviction_rate = rate_sums[2] / num_far;
 
     const double alpha_gradient = compression.gradient / static_cast<double>(num_fraction_);
     std::vector<std::vector<at::Tensor>> gradients;  // per parameter, the sums of this rank's subtrees
@@ -80,11 +84,14 @@ class TrainingStep {
       gradients.insert(gradients.begin(), of_layer.begin(), of_layer.end());
     }
     result.gradients = tree_.sum_over_ranks(gradients, ranks_, "the adapters' gradients");
+    result.kl = kl.wait()[0] / static_cast<double>(num_positions_);
+    result.loss = result.kl + result.compression_loss;
     return result;
   }
 
  private:
-  void begin(const std::vector<Sample>& batch) {
+  // Returns every rank's sizes of its share of the batch.
+  RankGroup::Gathering begin(const std::vector<Sample>& batch) {
     std::vector<std::vector<int32_t>> tokens;
     for (const Sample& sample : batch) tokens.push_back(sample.tokens);
     std::vector<at::Tensor> embedded = embed_sequences(source_, tokens);
@@ -110,20 +117,19 @@ class TrainingStep {
     for (const Sample& sample : batch) {
       num_positions_ += std::count(sample.loss_mask.begin(), sample.loss_mask.end(), uint8_t{1});
     }
-    const at::Tensor sizes =
-        ranks_.all_gather(at::tensor({num_fraction_, num_far_, num_positions_}, at::kLong), "the batch's sizes").sum(0);
+    fraction_sums_.assign(samples_.size(), 0.0);
+    alpha_sums_.assign(samples_.size(), 0.0);
+    evicted_sums_.assign(samples_.size(), 0.0);
+    return ranks_.start_all_gather(at::tensor({num_fraction_, num_far_, num_positions_}, at::kLong),
+                                   "the batch's sizes");
+  }
+
+  void count_over_ranks(const at::Tensor& sizes_R3) {
+    const at::Tensor sizes = sizes_R3.sum(0);
     // A batch of documents that all fit into the window counts no key: nothing to compress, nothing to divide by.
     num_fraction_ = std::max<int64_t>(1, sizes[0].item<int64_t>());
     num_far_ = sizes[1].item<int64_t>();
     num_positions_ = std::max<int64_t>(1, sizes[2].item<int64_t>());
-    fraction_sums_.assign(samples_.size(), 0.0);
-    alpha_sums_.assign(samples_.size(), 0.0);
-    evicted_sums_.assign(samples_.size(), 0.0);
-  }
-
-  // Over the global batch, from this rank's values per sample.
-  double global_sum(const std::vector<double>& per_sample) const {
-    return tree_sum(ranks_.all_gather(per_sample, tree_.samples_of_rank(), "the other samples' losses"));
   }
 
   // The same whenever it is asked for, so that recomputation sees the same noise.
@@ -153,9 +159,9 @@ class TrainingStep {
     }
   }
 
-  // Returns the KL per counted token and leaves each sample's gradient_FD at the last layer's output.  Outside the
-  // student's rows the two models are one: no KL, no gradient.
-  double distill_batch(const std::vector<Sample>& batch) {
+  // Returns each sample's sum of KL and leaves its gradient_FD at the last layer's output.  Outside the student's rows the
+  // two models are one: no KL, no gradient.
+  std::vector<double> distill_batch(const std::vector<Sample>& batch) {
     std::vector<DistillationSample> of_samples;
     for (size_t s = 0; s < batch.size(); ++s) {
       SampleState& state = samples_[s];
@@ -174,7 +180,7 @@ class TrainingStep {
       kl_sums.push_back(results[s].kl_sum);
       samples_[s].gradient_FD = std::move(results[s].dstudent_TD);
     }
-    return global_sum(kl_sums) / static_cast<double>(num_positions_);
+    return kl_sums;
   }
 
   // Gradients of the layer's adapter parameters, each as the sums of this rank's subtrees; moves every gradient_FD one
@@ -209,8 +215,9 @@ class TrainingStep {
 
   std::vector<SampleState> samples_;
   std::vector<double> fraction_sums_, alpha_sums_, evicted_sums_;  // per sample, over layers and heads
-  int64_t num_fraction_ = 0, num_far_ = 0;                         // over the global batch, layers and heads
-  int64_t num_positions_ = 0;                                      // that the KL counts, over the global batch
+  // Of this rank's samples and, after count_over_ranks(), of the global batch:
+  int64_t num_fraction_ = 0, num_far_ = 0;  // over layers and heads
+  int64_t num_positions_ = 0;               // that the KL counts
 };
 
 }  // namespace
