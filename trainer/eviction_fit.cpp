@@ -15,11 +15,11 @@ constexpr double kSmallestImportance = 1e-12;
 
 at::Tensor log_importance(const at::Tensor& importance) { return at::log(importance + kSmallestImportance); }
 
-// Sums over the last dimension of x_GN, [G, 1], in an order that does not depend on threads.
-at::Tensor row_sums_G1(const at::Tensor& x_GN) {
-  const at::Tensor ones_N8 = at::ones({x_GN.size(1), 8}, x_GN.options());
-  return few_rows_weighted_sum(x_GN, ones_N8).slice(1, 0, 1);
+// Sums over the last dimension of x_GN, times factor_N, [G, 1], in an order that does not depend on threads.
+at::Tensor row_sums_G1(const at::Tensor& x_GN, const at::Tensor& factor_N) {
+  return few_rows_weighted_sum(x_GN, factor_N.unsqueeze(1).expand({-1, 8}).contiguous()).slice(1, 0, 1);
 }
+at::Tensor row_sums_G1(const at::Tensor& x_GN) { return row_sums_G1(x_GN, at::ones({x_GN.size(1)}, x_GN.options())); }
 
 // The regression's rows, head by head.  A parameter is [G, F + 1]: weights of the features, then the intercept.
 struct Rows {
@@ -43,20 +43,22 @@ at::Tensor logistic_gradient(const Rows& rows, const at::Tensor& parameter) {
   return at::cat({of_features_GF, of_intercept_G1}, 1);
 }
 
-// Ridge regression of target_GN on the features (and the intercept): a parameter [G, F + 1].
-at::Tensor ridge(const at::Tensor& features_NF, const at::Tensor& target_GN, bool with_intercept, double penalty) {
-  const int64_t num_features = features_NF.size(1), num_rows = features_NF.size(0);
+// Ridge regression of target_GN on the features (and the intercept): a parameter [G, F + 1].  Rows are equations that
+// were multiplied by factor_N on both sides.
+at::Tensor ridge(const at::Tensor& features_NF, const at::Tensor& target_GN, const at::Tensor& factor_N,
+                 bool with_intercept, double penalty) {
+  const int64_t num_features = features_NF.size(1);
   const int64_t size = num_features + (with_intercept ? 1 : 0);
   at::Tensor gram = at::empty({size, size}, features_NF.options());
   at::Tensor right = at::empty({size, target_GN.size(0)}, features_NF.options());
   gram.slice(0, 0, num_features).slice(1, 0, num_features).copy_(at::matmul(features_NF.t(), features_NF));
   right.slice(0, 0, num_features).copy_(few_rows_weighted_sum(target_GN, features_NF).t());
   if (with_intercept) {
-    const at::Tensor sums_F = few_rows_weighted_sum(at::ones({1, num_rows}, features_NF.options()), features_NF)[0];
+    const at::Tensor sums_F = few_rows_weighted_sum(factor_N.unsqueeze(0), features_NF)[0];
     gram.select(0, num_features).slice(0, 0, num_features).copy_(sums_F);
     gram.select(1, num_features).slice(0, 0, num_features).copy_(sums_F);
-    gram[num_features][num_features] = static_cast<double>(num_rows);
-    right[num_features].copy_(row_sums_G1(target_GN).squeeze(1));
+    gram[num_features][num_features].copy_(row_sums_G1(factor_N.unsqueeze(0), factor_N)[0][0]);
+    right[num_features].copy_(row_sums_G1(target_GN, factor_N).squeeze(1));
   }
   gram.diagonal().add_(penalty);
   const at::Tensor solution = at::linalg_solve(gram, right).t();
@@ -89,16 +91,25 @@ double order_statistic(const at::Tensor& values, double fraction) {
   return std::get<0>(at::kthvalue(flat, std::clamp<int64_t>(rank, 1, flat.numel()))).item<double>();
 }
 
-KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& scale_NG,
-                               const at::Tensor& importance_NG, double threshold, const FitOptions& options) {
+double order_statistic(const at::Tensor& values, const at::Tensor& weights, double fraction) {
+  const auto [sorted, order] = at::sort(values.reshape({-1}));
+  const at::Tensor sums = at::cumsum(weights.reshape({-1}).index_select(0, order), 0, at::kDouble);
+  const at::Tensor wanted = sums[-1] * fraction;
+  const int64_t rank = at::searchsorted(sums, wanted).item<int64_t>();
+  return sorted[std::min(rank, sorted.numel() - 1)].item<double>();
+}
+
+KeepFunction fit_keep_function(const FitRows& fitted, double threshold, const FitOptions& options) {
   const at::NoGradGuard no_grad;
-  const at::Tensor features_NF = features_ND.contiguous();
+  const at::Tensor features_NF = fitted.features_ND.contiguous();
+  const at::Tensor& scale_NG = fitted.scale_NG;
   const int64_t num_features = features_NF.size(1);
   const double log_threshold = std::log(threshold + kSmallestImportance);
-  const at::Tensor log_ratio_GN = log_importance(importance_NG.t().contiguous()) - log_threshold;
+  const at::Tensor log_ratio_GN = log_importance(fitted.importance_NG.t().contiguous()) - log_threshold;
 
   Rows rows{features_NF, {}, (log_ratio_GN > 0).to(at::kFloat), {}, options.with_intercept};
   rows.weight_GN = (at::exp(log_ratio_GN).clamp_max_(options.weight_cap) - 1.0).abs_();
+  if (fitted.weight_N.defined()) rows.weight_GN.mul_(fitted.weight_N);
   at::Tensor mean_scale_G1;
   if (scale_NG.defined()) {
     // Relative to its mean, so that weights have the same size with and without it.
@@ -107,10 +118,20 @@ KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& 
   }
 
   // On log importance relative to the threshold: a start whose sign is already the decision.
-  at::Tensor parameter = ridge(features_NF, log_ratio_GN, options.with_intercept, options.ridge);
+  at::Tensor parameter;
+  double num_rows = static_cast<double>(features_NF.size(0));
+  if (fitted.weight_N.defined()) {
+    const at::Tensor factor_N = at::sqrt(fitted.weight_N);
+    parameter = ridge(features_NF * factor_N.unsqueeze(1), log_ratio_GN * factor_N, factor_N, options.with_intercept,
+                      options.ridge);
+    num_rows = at::sum(fitted.weight_N, at::kDouble).item<double>();
+  } else {
+    const at::Tensor ones_N = at::ones({features_NF.size(0)}, features_NF.options());
+    parameter = ridge(features_NF, log_ratio_GN, ones_N, options.with_intercept, options.ridge);
+  }
   constexpr double kRate = 0.02;
   Adam adam(parameter);
-  const double normaliser = 1.0 / static_cast<double>(log_ratio_GN.numel());
+  const double normaliser = 1.0 / (num_rows * static_cast<double>(log_ratio_GN.size(0)));
   for (int64_t i = 0; i < options.iterations; ++i) {
     const at::Tensor gradient =
         logistic_gradient(rows, parameter).mul_(normaliser).add_(parameter, 2.0 * options.weight_decay);

@@ -24,12 +24,19 @@ struct KeepFunction {
   at::Tensor intercept_G;  // zeros without intercept
 };
 
-// features_ND [N, D], importance_NG [N, G], float32; rows are (token, decision) pairs.  scale_NG (undefined: ones): a
-// factor on the features for each head.
-KeepFunction fit_keep_function(const at::Tensor& features_ND, const at::Tensor& scale_NG,
-                               const at::Tensor& importance_NG, double threshold, const FitOptions& options);
+// What is fitted to: (token, decision) pairs, float32.
+struct FitRows {
+  at::Tensor features_ND;
+  at::Tensor scale_NG;  // a factor on the features for each head; undefined: ones
+  at::Tensor importance_NG;
+  at::Tensor weight_N;  // how many rows each stands for (trainer/row_sample.h); undefined: one
+};
+
+KeepFunction fit_keep_function(const FitRows& rows, double threshold, const FitOptions& options);
 
 // The value below which a share `fraction` of all entries lies (the k-th smallest).
 double order_statistic(const at::Tensor& values, double fraction);
+// The same when entry i counts weights[i] times.
+double order_statistic(const at::Tensor& values, const at::Tensor& weights, double fraction);
 
 }  // namespace dms

@@ -95,8 +95,9 @@ int64_t head_bytes(const Sizes& s) {
   return kept_chunks * logits + one_tile + stacked + s.sequences * (states + 5 * tiles * s.rows * kFloatBytes);
 }
 
-// The warm start: the streams of this rank's sequences, one layer's features of all sequences on the rank that fits
-// them (as parts and joined, then joined and with the intercept's column), and every layer's scores.
+// The warm start: the streams of this rank's sequences, one layer's features of all sequences, or of the sample of their
+// rows that stands for them, on the rank that fits them (as parts and joined, then joined and as equations), and every
+// layer's scores.
 int64_t warm_start_bytes(const Sizes& s) {
   if (s.recipe.warm_start.tokens == 0) return 0;
   constexpr int64_t kFloatBytes = sizeof(float);
@@ -104,14 +105,17 @@ int64_t warm_start_bytes(const Sizes& s) {
   const int64_t mine = (sequences + s.ranks - 1) / s.ranks;
   const int64_t streams = mine * s.tokens * s.a.hidden_size * s.element;
   const int64_t keys = std::max<int64_t>(0, s.tokens - s.recipe.eviction.window);
-  const int64_t features = keys * s.a.hidden_size * kFloatBytes;  // of a sequence
+  const int64_t row = s.a.hidden_size * kFloatBytes;
+  const int64_t held = std::min(sequences * keys, s.recipe.warm_start.fit_rows);
+  const bool thinned = held < sequences * keys;
+  const int64_t mine_held = sequences == 0 ? 0 : held * mine / sequences;
   // Importance of one sequence: seven float32 tensors a head, three blocks of [128 queries, keys].
   constexpr int64_t kQueryBlock = 128;
   const int64_t importance =
       s.tokens * (7 * s.queries + 3 * s.a.num_heads * std::min(kQueryBlock, s.tokens)) * kFloatBytes;
-  const int64_t observing = mine * features + importance + layer_forward_bytes(s);
-  const int64_t fitting = 2 * sequences * features + (s.ranks > 1 ? mine * features : 0);
-  return streams + std::max(observing, fitting) + sequences * keys * s.a.num_layers * s.a.num_kv_heads * kFloatBytes;
+  const int64_t observing = (mine_held + (thinned ? keys : 0)) * row + importance + layer_forward_bytes(s);
+  const int64_t fitting = (2 * held + (s.ranks > 1 ? mine_held : 0)) * row;
+  return streams + std::max(observing, fitting) + held * s.a.num_layers * s.a.num_kv_heads * kFloatBytes;
 }
 
 RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks) {

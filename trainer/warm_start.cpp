@@ -5,8 +5,11 @@
 
 #include "model/attention.h"
 #include "model/block.h"
+#include "model/noise.h"
 #include "recipes/user_error.h"
 #include "trainer/importance.h"
+#include "trainer/ordered_sum.h"
+#include "trainer/row_sample.h"
 
 namespace dms {
 
@@ -18,9 +21,14 @@ constexpr size_t kPilotSequences = 6;
 constexpr int64_t kFewestFarQueries = 64;
 
 struct CalibrationSequence {
+  int64_t sample = 0;  // of all
   DocumentOffsets documents;
   at::Tensor x_TD;
 };
+
+DocumentOffsets documents_of(const Sample& sample, bool attend_across_documents) {
+  return attend_across_documents ? DocumentOffsets{0, std::ssize(sample.tokens)} : sample.document_offsets;
+}
 
 // This rank's share of the first `count` samples.
 std::vector<CalibrationSequence> embed(WeightSource& source, const std::vector<Sample>& samples, size_t count,
@@ -30,8 +38,7 @@ std::vector<CalibrationSequence> embed(WeightSource& source, const std::vector<S
   const auto [begin, end] =
       share_of_rank(static_cast<int64_t>(std::min(count, samples.size())), ranks.rank(), ranks.size());
   for (size_t s = static_cast<size_t>(begin); s < static_cast<size_t>(end); ++s) {
-    const auto num_tokens = static_cast<int64_t>(samples[s].tokens.size());
-    sequences.push_back({attend_across_documents ? DocumentOffsets{0, num_tokens} : samples[s].document_offsets, {}});
+    sequences.push_back({static_cast<int64_t>(s), documents_of(samples[s], attend_across_documents), {}});
     tokens.push_back(samples[s].tokens);
   }
   const std::vector<at::Tensor> embedded = embed_sequences(source, tokens);  // by ranks, too, that have no sequence
@@ -50,15 +57,11 @@ std::vector<int64_t> fitted_keys(const DocumentOffsets& documents, int64_t windo
   return keys;
 }
 
-struct LayerObservation {
-  at::Tensor features_ND, scale_NG;  // undefined when not wanted, or, for the scale, when the adapter has none
-  at::Tensor importance_NG;
-};
-
-// Runs one layer of the teacher over a sequence, moving its x_TD on, and returns what the fit needs.
-LayerObservation observe_layer(const Architecture& a, const LayerWeights& weights, const Adapter& adapter,
-                               const EvictionOptions& eviction, int64_t layer, const RopeTables& rope,
-                               CalibrationSequence& sequence, bool with_features) {
+// Runs one layer of the teacher over a sequence, moving its x_TD on, and returns what the fit needs: importance and, when
+// wanted, features, with their scale where the adapter has one.
+FitRows observe_layer(const Architecture& a, const LayerWeights& weights, const Adapter& adapter,
+                      const EvictionOptions& eviction, int64_t layer, const RopeTables& rope,
+                      CalibrationSequence& sequence, bool with_features) {
   const at::Tensor normed_TD = rms_norm(sequence.x_TD, weights.input_norm, a.rms_norm_eps);
   const AttentionInputs in = attention_inputs(a, weights, normed_TD, rope, {});
   const FlashOutput attention = causal_attention(in.q_BHTd, in.k_BGTd, in.v_BGTd, sequence.documents);
@@ -66,7 +69,7 @@ LayerObservation observe_layer(const Architecture& a, const LayerWeights& weight
                                                      sequence.x_TD, eviction.window, sequence.documents);
   const at::Tensor keys_N =
       at::tensor(fitted_keys(sequence.documents, eviction.window), at::kLong).to(sequence.x_TD.device());
-  LayerObservation observation;
+  FitRows observation;
   observation.importance_NG = importance_GT.index_select(1, keys_N).t().contiguous();
   if (with_features) {
     const at::Tensor deciders_N = keys_N + eviction.decision_shift;
@@ -78,51 +81,79 @@ LayerObservation observe_layer(const Architecture& a, const LayerWeights& weight
   return observation;
 }
 
-double pilot_threshold(WeightSource& source, const Adapter& adapter, const EvictionOptions& eviction,
-                       const WarmStartOptions& options, const RopeTables& rope,
-                       std::vector<CalibrationSequence> sequences, RankGroup& ranks) {
+struct Pilot {
+  double threshold = 0.0;
+  std::vector<double> mean_cost;  // [L] of deciding a row wrongly
+};
+
+Pilot run_pilot(WeightSource& source, const Adapter& adapter, const EvictionOptions& eviction,
+                const WarmStartOptions& options, const RopeTables& rope, std::vector<CalibrationSequence> sequences,
+                RankGroup& ranks) {
   const Architecture& a = source.architecture();
-  std::vector<at::Tensor> importance{at::empty({0}, at::kFloat)};  // a rank may have no sequence
+  std::vector<at::Tensor> all{at::empty({0}, at::kFloat)};  // a rank may have no sequence
+  std::vector<std::vector<at::Tensor>> of_layer(static_cast<size_t>(a.num_layers));
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const LayerWeights weights = source.layer(layer);
     for (CalibrationSequence& sequence : sequences) {
-      importance.push_back(observe_layer(a, weights, adapter, eviction, layer, rope, sequence, false)
-                               .importance_NG.reshape({-1})
-                               .to(at::kCPU));
+      of_layer[static_cast<size_t>(layer)].push_back(
+          observe_layer(a, weights, adapter, eviction, layer, rope, sequence, false).importance_NG.to(at::kCPU));
+      all.push_back(of_layer[static_cast<size_t>(layer)].back().reshape({-1}));
     }
   }
-  return order_statistic(ranks.all_gather_rows(at::cat(importance), "the warm start's pilot"),
-                         1.0 - 1.0 / options.compression);
+  Pilot pilot;
+  pilot.threshold =
+      order_statistic(ranks.all_gather_rows(at::cat(all), "the warm start's pilot"), 1.0 - 1.0 / options.compression);
+
+  for (const std::vector<at::Tensor>& of_sequence : of_layer) {
+    at::Tensor sum_and_count_S2 = at::empty({std::ssize(of_sequence), 2}, at::kDouble);
+    for (size_t s = 0; s < of_sequence.size(); ++s) {
+      const at::Tensor cost_N = row_costs_N(of_sequence[s], pilot.threshold, options.fit.weight_cap);
+      sum_and_count_S2[static_cast<int64_t>(s)][0] = ordered_sum(cost_N);
+      sum_and_count_S2[static_cast<int64_t>(s)][1] = cost_N.numel();
+    }
+    const at::Tensor total_2 = ranks.all_gather_rows(sum_and_count_S2, "the warm start's pilot").sum(0);
+    pilot.mean_cost.push_back(total_2[0].item<double>() / total_2[1].item<double>());
+  }
+  return pilot;
 }
 
-// One layer's rows of all sequences, on the rank that fits it.
-struct LayerRows {
-  int64_t layer = 0;
-  at::Tensor features_ND, scale_NG, importance_NG;  // the scale is undefined when the adapter has none
-};
+// Of one sequence's rows in one layer those that the fit holds, when it does not hold all.
+FitRows thinned(const FitRows& rows, int64_t layer, int64_t sample, const Pilot& pilot, double share,
+                const FitOptions& options) {
+  const at::Tensor cost_N = row_costs_N(rows.importance_NG, pilot.threshold, options.weight_cap);
+  const at::Tensor noise_N = logistic_noise_GT(0, 0, sample, layer, 1, cost_N.numel())[0];
+  const RowSample held = sample_rows(cost_N, pilot.mean_cost[static_cast<size_t>(layer)], share, noise_N);
+  const auto select = [&](const at::Tensor& x) { return x.defined() ? x.index_select(0, held.row_M) : at::Tensor(); };
+  return {select(rows.features_ND), select(rows.scale_NG), select(rows.importance_NG), held.weight_M};
+}
 
 struct LayerFit {
   KeepFunction keep;
-  at::Tensor score_NG;
+  at::Tensor score_NG, weight_N;
 };
 
-LayerFit fit_layer(const LayerRows& rows, double threshold, const FitOptions& options) {
+LayerFit fit_layer(const FitRows& rows, double threshold, const FitOptions& options) {
   LayerFit fit;
-  fit.keep = fit_keep_function(rows.features_ND, rows.scale_NG, rows.importance_NG, threshold, options);
+  fit.keep = fit_keep_function(rows, threshold, options);
   fit.score_NG = at::matmul(rows.features_ND, fit.keep.weight_GD.t());
   if (rows.scale_NG.defined()) fit.score_NG.mul_(rows.scale_NG);
   fit.score_NG.add_(fit.keep.intercept_G);
+  fit.weight_N = rows.weight_N;
   return fit;
 }
 
 // Gives every rank every layer's fit.
-void share_fits(std::vector<LayerFit>& fits, RankGroup& ranks) {
+void share_fits(std::vector<LayerFit>& fits, bool thinned, RankGroup& ranks) {
   for (int64_t layer = 0; layer < static_cast<int64_t>(fits.size()); ++layer) {
     LayerFit& fit = fits[static_cast<size_t>(layer)];
-    for (at::Tensor* tensor : {&fit.keep.weight_GD, &fit.keep.intercept_G, &fit.score_NG}) {
-      *tensor =
-          ranks.broadcast_from(*tensor, layer % ranks.size(), "the warm start's fit of layer " + std::to_string(layer));
-    }
+    const auto share = [&](at::Tensor& tensor) {
+      tensor =
+          ranks.broadcast_from(tensor, layer % ranks.size(), "the warm start's fit of layer " + std::to_string(layer));
+    };
+    share(fit.keep.weight_GD);
+    share(fit.keep.intercept_G);
+    share(fit.score_NG);
+    if (thinned) share(fit.weight_N);
   }
 }
 
@@ -131,6 +162,8 @@ void share_fits(std::vector<LayerFit>& fits, RankGroup& ranks) {
 void describe(Schema& schema, WarmStartOptions& o) {
   schema.integer("tokens", o.tokens, 0, int64_t{1} << 40, "calibration tokens for the fit before training; 0 = off");
   schema.real("compression", o.compression, 1.0, 1e6, "compression ratio whose budget the fit meets");
+  schema.integer("fit_rows", o.fit_rows, 1024, int64_t{1} << 40,
+                 "tokens that a layer's fit holds, about; of more than that the costliest and a sample");
   schema.integer("iterations", o.fit.iterations, 0, 100000, "optimizer iterations a layer");
   schema.real("weight_cap", o.fit.weight_cap, 1.0, 1e9, "largest cost of one wrong decision, in thresholds");
   schema.real("weight_decay", o.fit.weight_decay, 0.0, 1e3, "L2 penalty of the fit");
@@ -144,29 +177,39 @@ WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const Evictio
   const auto begin = std::chrono::steady_clock::now();
   const Architecture& a = source.architecture();
   WarmStartResult result;
-  result.threshold = pilot_threshold(source, adapter, eviction, options, rope,
-                                     embed(source, samples, kPilotSequences, attend_across_documents, ranks), ranks);
+  const Pilot pilot = run_pilot(source, adapter, eviction, options, rope,
+                                embed(source, samples, kPilotSequences, attend_across_documents, ranks), ranks);
+  result.threshold = pilot.threshold;
 
   std::vector<CalibrationSequence> sequences = embed(source, samples, samples.size(), attend_across_documents, ranks);
-  for (const Sample& sample : samples) result.tokens += static_cast<int64_t>(sample.tokens.size());
+  int64_t num_rows = 0;
+  for (const Sample& sample : samples) {
+    result.tokens += std::ssize(sample.tokens);
+    num_rows += std::ssize(fitted_keys(documents_of(sample, attend_across_documents), eviction.window));
+  }
+  const bool thin = num_rows > options.fit_rows;
+  const double share = static_cast<double>(options.fit_rows) / static_cast<double>(std::max<int64_t>(1, num_rows));
   FitOptions fit_options = options.fit;
   fit_options.with_intercept = adapter.options().bias == AdapterBias::per_head;
   std::vector<LayerFit> fits(static_cast<size_t>(a.num_layers));
-  LayerRows mine;                                   // of the layer that is this rank's to fit
+  FitRows mine;  // of the layer that is this rank's to fit
+  int64_t my_layer = -1;
   const bool scaled = adapter.has_feature_scale();  // known to ranks without a sequence, too
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     if (stop()) throw Interrupted("stopped during the warm start; nothing of it is kept");
     const LayerWeights weights = source.layer(layer);
-    std::vector<at::Tensor> features, scale, importance;
+    std::vector<at::Tensor> features, scale, importance, weight;
     int64_t bytes = 0;
     for (CalibrationSequence& sequence : sequences) {
-      LayerObservation seen = observe_layer(a, weights, adapter, eviction, layer, rope, sequence, true);
+      FitRows seen = observe_layer(a, weights, adapter, eviction, layer, rope, sequence, true);
+      if (thin) seen = thinned(seen, layer, sequence.sample, pilot, share, fit_options);
       // Rows twice: in parts and, for the fit, joined.
       bytes +=
           static_cast<int64_t>(sequence.x_TD.nbytes() + 2 * (seen.features_ND.nbytes() + seen.importance_NG.nbytes()));
       features.push_back(std::move(seen.features_ND));
-      if (seen.scale_NG.defined()) scale.push_back(std::move(seen.scale_NG));
+      if (scaled) scale.push_back(std::move(seen.scale_NG));
       importance.push_back(std::move(seen.importance_NG));
+      if (thin) weight.push_back(seen.weight_N.unsqueeze(1));
     }
     result.bytes = std::max(result.bytes, bytes);
     const int64_t owner = layer % ranks.size();
@@ -175,31 +218,42 @@ WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const Evictio
       if (ranks.size() == 1) return rows;  // stays on its device
       return ranks.gather_rows(rows.to(at::kCPU), owner, "the warm start's rows of layer " + std::to_string(layer));
     };
-    const at::Tensor features_ND = to_owner(features, a.hidden_size),
-                     importance_NG = to_owner(importance, a.num_kv_heads),
-                     scale_NG = scaled ? to_owner(scale, a.num_kv_heads) : at::Tensor();
+    FitRows rows{to_owner(features, a.hidden_size), {}, {}, {}};
     features.clear();
-    if (owner == ranks.rank()) mine = {layer, features_ND, scale_NG, importance_NG};
+    rows.importance_NG = to_owner(importance, a.num_kv_heads);
+    if (scaled) rows.scale_NG = to_owner(scale, a.num_kv_heads);
+    const at::Tensor weight_N1 = thin ? to_owner(weight, 1) : at::Tensor();
+    if (owner == ranks.rank()) {
+      if (thin) rows.weight_N = weight_N1.squeeze(1);
+      mine = std::move(rows);
+      my_layer = layer;
+    }
     // Every rank has a layer, or there are no more: they fit side by side.
     if (owner + 1 == ranks.size() || layer + 1 == a.num_layers) {
-      if (mine.features_ND.defined()) {
-        fits[static_cast<size_t>(mine.layer)] = fit_layer(mine, result.threshold, fit_options);
-      }
+      if (my_layer >= 0) fits[static_cast<size_t>(my_layer)] = fit_layer(mine, result.threshold, fit_options);
       mine = {};
+      my_layer = -1;
     }
     progress(layer + 1, a.num_layers);
   }
-  share_fits(fits, ranks);
+  share_fits(fits, thin, ranks);
 
   // Evict the share 1 - 1/CR with the lowest keep scores: logit = cut - score.
-  std::vector<at::Tensor> score_NG;
-  for (const LayerFit& fit : fits) score_NG.push_back(fit.score_NG);
-  const double cut = order_statistic(at::cat(score_NG), 1.0 - 1.0 / options.compression);
+  const double evicted = 1.0 - 1.0 / options.compression;
+  std::vector<at::Tensor> score_NG, weight_NG;
+  for (const LayerFit& fit : fits) {
+    score_NG.push_back(fit.score_NG);
+    if (thin) weight_NG.push_back(fit.weight_N.unsqueeze(1).expand_as(fit.score_NG));
+  }
+  const double cut = thin ? order_statistic(at::cat(score_NG), at::cat(weight_NG), evicted)
+                          : order_statistic(at::cat(score_NG), evicted);
   if (adapter.options().bias == AdapterBias::none) adapter.set_alpha_offset(-cut);
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const size_t i = static_cast<size_t>(layer);
     adapter.set_logit_function(layer, -fits[i].keep.weight_GD, cut - fits[i].keep.intercept_G);
-    result.layer_eviction_rate.push_back(at::mean((score_NG[i] < cut).to(at::kFloat)).item<double>());
+    const at::Tensor gone_NG = (score_NG[i] < cut).to(at::kFloat);
+    result.layer_eviction_rate.push_back(thin ? (at::sum(gone_NG * weight_NG[i]) / at::sum(weight_NG[i])).item<double>()
+                                              : at::mean(gone_NG).item<double>());
   }
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return result;

@@ -24,6 +24,7 @@ namespace dms {
 struct WarmStartOptions {
   int64_t tokens = 65536;  // 0 = off
   double compression = 8.0;
+  int64_t fit_rows = int64_t{1} << 18;  // that a layer's fit holds at most, about
   FitOptions fit;
 };
 void describe(Schema& schema, WarmStartOptions& options);

@@ -142,10 +142,10 @@ TEST_F(RanksTest, GiveTheSameBitsWhereverTheWeightsAre) {
   EXPECT_EQ(trained("shard-many", more + "4 trainer.placement=shard"), trained("few", more + "1"));
 }
 
-TEST_F(RanksTest, AnUntiedHeadAndTheNeuronAdapterAreShardedToo) {
+TEST_F(RanksTest, AnUntiedHeadTheNeuronAdapterAndASampleOfTheRowsAreSharedToo) {
   sandbox_.write("model/model.safetensors", safetensors_bytes(tiny_model_tensors({.tied_embeddings = false})));
   sandbox_.write("model/config.json", tiny_config_json({.tied_embeddings = false}));
-  const std::string neuron = "adapter.kind=neuron ";
+  const std::string neuron = "adapter.kind=neuron warm_start.tokens=4608 warm_start.fit_rows=1024 ";
   const std::string whole = trained("whole", neuron);
   ASSERT_FALSE(whole.empty());
   EXPECT_EQ(trained("sharded", neuron + "trainer.placement=shard --nproc 2"), whole);

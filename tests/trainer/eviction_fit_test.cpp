@@ -19,6 +19,16 @@ TEST(OrderStatistic, IsTheKthSmallest) {
   EXPECT_EQ(order_statistic(values, 1.0), 10.0);
 }
 
+TEST(OrderStatistic, CountsAnEntryAsOftenAsItsWeightSays) {
+  const at::Tensor values = at::tensor({5.0, 1.0, 4.0, 2.0}, at::kDouble);
+  const at::Tensor weights = at::tensor({1.0, 2.0, 3.0, 4.0}, at::kDouble);
+  const at::Tensor repeated = at::tensor({5.0, 1.0, 1.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 2.0}, at::kDouble);
+  for (double fraction : {0.05, 0.1, 0.25, 0.5, 0.55, 0.85, 0.95, 1.0}) {
+    const double rounded_up = std::ceil(fraction * 10.0) / 10.0;
+    EXPECT_EQ(order_statistic(values, weights, fraction), order_statistic(repeated, rounded_up)) << fraction;
+  }
+}
+
 TEST(KeepFunction, RecoversASeparableRule) {
   const at::Tensor features_ND = seeded_normal({3000, 12}, 1).to(at::kFloat);
   const at::Tensor rule_GD = seeded_normal({3, 12}, 2).to(at::kFloat);
@@ -27,7 +37,7 @@ TEST(KeepFunction, RecoversASeparableRule) {
   // Importance is a steep, bent function of the score: only the sign is linear.
   const at::Tensor importance_NG = 0.01 * at::exp(score_NG + 0.3 * at::sin(5.0 * score_NG) * score_NG);
   FitOptions options;
-  const KeepFunction keep = fit_keep_function(features_ND, {}, importance_NG, 0.01, options);
+  const KeepFunction keep = fit_keep_function({features_ND, {}, importance_NG, {}}, 0.01, options);
   // What the fit minimises is the cost of wrong decisions; those near the threshold are nearly free.
   const at::Tensor wrong = ((keep_score(keep, features_ND) > 0) != (score_NG > 0)).to(at::kFloat);
   const at::Tensor cost = (importance_NG / 0.01 - 1.0).abs().clamp_max(options.weight_cap);
@@ -50,7 +60,7 @@ TEST(KeepFunction, RecoversARuleOnScaledFeatures) {
   for (bool with_intercept : {true, false}) {
     FitOptions options;
     options.with_intercept = with_intercept;
-    const KeepFunction keep = fit_keep_function(features_ND, scale_NG, importance_NG, 0.01, options);
+    const KeepFunction keep = fit_keep_function({features_ND, scale_NG, importance_NG, {}}, 0.01, options);
     const at::Tensor fitted_NG = scale_NG * at::matmul(features_ND, keep.weight_GD.t()) + keep.intercept_G;
     const at::Tensor wrong = ((fitted_NG > 0) != (score_NG > 0)).to(at::kFloat);
     const at::Tensor cost = (importance_NG / 0.01 - 1.0).abs().clamp_max(options.weight_cap);
@@ -61,8 +71,9 @@ TEST(KeepFunction, RecoversARuleOnScaledFeatures) {
       EXPECT_GT(at::cosine_similarity(keep.weight_GD[g], rule_GD[g], 0).item<double>(), 0.95) << g << with_intercept;
     }
     // Ones are the same as none.
-    EXPECT_TRUE(is_near(fit_keep_function(features_ND, at::ones({3000, 3}), importance_NG, 0.01, options).weight_GD,
-                        fit_keep_function(features_ND, {}, importance_NG, 0.01, options).weight_GD, 1e-3));
+    EXPECT_TRUE(
+        is_near(fit_keep_function({features_ND, at::ones({3000, 3}), importance_NG, {}}, 0.01, options).weight_GD,
+                fit_keep_function({features_ND, {}, importance_NG, {}}, 0.01, options).weight_GD, 1e-3));
   }
 }
 
@@ -71,7 +82,7 @@ TEST(KeepFunction, WithoutInterceptPassesThroughTheOrigin) {
   const at::Tensor importance_NG = at::exp(features_ND.slice(1, 0, 2) + 1.0);
   FitOptions options;
   options.with_intercept = false;
-  const KeepFunction keep = fit_keep_function(features_ND, {}, importance_NG, 1.0, options);
+  const KeepFunction keep = fit_keep_function({features_ND, {}, importance_NG, {}}, 1.0, options);
   EXPECT_TRUE(is_bit_equal(keep.intercept_G, at::zeros({2})));
   EXPECT_GT(keep.weight_GD[1][1].item<double>(), 0.5);
 }
@@ -87,7 +98,7 @@ TEST(KeepFunction, KeepsRareCostlyKeysThatARegressionWouldEvict) {
   importance_NG.slice(0, 0, 300).fill_(0.5);
   importance_NG.slice(0, 300, 303).fill_(200.0);
   const auto score_of_alike = [&](const FitOptions& options) {
-    return keep_score(fit_keep_function(features_ND, {}, importance_NG, 1.0, options), features_ND)[0][0]
+    return keep_score(fit_keep_function({features_ND, {}, importance_NG, {}}, 1.0, options), features_ND)[0][0]
         .item<double>();
   };
   FitOptions options;

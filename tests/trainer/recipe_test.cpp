@@ -173,6 +173,7 @@ TEST_F(RecipeToResumeTest, RefusesEveryChangeOfWhatAStepComputesByName) {
                                    "distillation.temperature=2",
                                    "warm_start.tokens=2048",
                                    "warm_start.compression=4",
+                                   "warm_start.fit_rows=2048",
                                    "warm_start.iterations=7",
                                    "warm_start.weight_cap=9",
                                    "warm_start.weight_decay=0.5",

@@ -106,6 +106,20 @@ TEST_F(WarmStartTest, MeetsTheBudgetByEvictingWhatMattersLeast) {
   }
 }
 
+// A fit that may hold half the rows finds nearly the same evictor, and meets the budget on all of them.
+TEST_F(WarmStartTest, OfMoreTokensThanAFitHoldsASampleStandsForAll) {
+  const Outcome all = fitted(AdapterKind::linear, AdapterBias::per_head);
+  options_.fit_rows = kFittedKeys * kSequences / 2;
+  const Outcome half = fitted(AdapterKind::linear, AdapterBias::per_head);
+  EXPECT_LT(half.result.bytes, all.result.bytes);
+  EXPECT_EQ(half.result.threshold, all.result.threshold);
+  for (size_t layer = 0; layer < kLayers; ++layer) {
+    EXPECT_NEAR(half.layer_eviction_rate[layer], half.result.layer_eviction_rate[layer], 0.05);
+  }
+  EXPECT_NEAR((half.layer_eviction_rate[0] + half.layer_eviction_rate[1]) / 2.0, 0.75, 0.05);
+  EXPECT_GT(half.kept_share, 0.9 * all.kept_share);
+}
+
 TEST_F(WarmStartTest, WithoutBiasMovesTheOneOffset) {
   const auto adapter = make(AdapterKind::linear, AdapterBias::none);
   const double before = adapter->alpha_offset();
