@@ -29,6 +29,10 @@ bool uses_one_thread() {
   return std::thread::hardware_concurrency() == 1 || (threads != nullptr && std::string_view(threads) == "1");
 }
 
+bool asks_for_help(int argc, char** argv) {
+  return std::any_of(argv, argv + argc, [](std::string_view word) { return word == "--help" || word == "-h"; });
+}
+
 struct CpuTimes {  // of all cores since the start of the machine, in clock ticks
   int64_t busy = 0, all = 0;
 };
@@ -61,6 +65,7 @@ double busy_cores() {
 
 void limit_openmp_spinning(int argc, char** argv) {
   if (argc < 2 || std::find(kComputing.begin(), kComputing.end(), argv[1]) == kComputing.end()) return;
+  if (asks_for_help(argc, argv)) return;
   if (is_set("GOMP_SPINCOUNT") || is_set("OMP_WAIT_POLICY") || uses_one_thread()) return;
   if (is_set("WORLD_SIZE") || is_set("SLURM_NTASKS") || is_set("OMPI_COMM_WORLD_SIZE")) return;
   if (busy_cores() < kBusyCores) return;
