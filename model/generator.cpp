@@ -39,7 +39,7 @@ class Generator::Batch {
         final_norm_D_(source_.final_norm()),
         rope_(make_rope_tables(architecture_, options_.max_positions, embedding_VD_.options())),
         pool_(std::make_shared<KvPool>(architecture_.head_dim, embedding_VD_.options().dtype(options_.stored_dtype),
-                                       options_.kv_budget_bytes)) {
+                                       fast_layout(embedding_VD_.device()), options_.kv_budget_bytes)) {
     for (size_t i = 0; i < requests.size(); ++i) {
       const GenerationRequest& request = requests[i];
       const auto length = static_cast<int64_t>(request.prompt.size());

@@ -117,7 +117,7 @@ CompactCache make_cache(const Architecture& a, const EvictionPolicy& policy, std
 }
 
 CompactCache make_cache(const Architecture& a, const EvictionPolicy& policy, const at::TensorOptions& options) {
-  return make_cache(a, policy, std::make_shared<KvPool>(a.head_dim, options));
+  return make_cache(a, policy, std::make_shared<KvPool>(a.head_dim, options, tight_layout(options.device())));
 }
 
 }  // namespace dms

@@ -46,7 +46,7 @@ at::Tensor hard_student_chunk(WeightSource& source, const EvictionPolicy& policy
 at::Tensor hard_student_step(WeightSource& source, const EvictionPolicy& policy,
                              const std::vector<CompactCache*>& caches, const at::Tensor& x_BD, const RopeTables& rope);
 
-// A cache that shares `pool` with others, or has one of its own.
+// A cache that shares `pool` with others, or has a tight one of its own.
 CompactCache make_cache(const Architecture& architecture, const EvictionPolicy& policy, std::shared_ptr<KvPool> pool);
 CompactCache make_cache(const Architecture& architecture, const EvictionPolicy& policy,
                         const at::TensorOptions& options);

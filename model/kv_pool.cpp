@@ -41,17 +41,15 @@ struct KvPool::Slab : KvSlab {
   at::Tensor rows_Nd, scales_N;
 };
 
-KvPoolLayout kv_pool_layout(at::Device device) {
-  // What nobody has yet is memory too, so on the CPU it is little.  On a GPU a page is one block of work for a
-  // flash-attention kernel and every slab a call of its own: pages are long and slabs few.
-  if (device.is_cpu()) return {kCpuPageRows, 0, 32, true};
+KvPoolLayout tight_layout(at::Device device) { return {kCpuPageRows, 0, 32, device.is_cpu()}; }
+
+KvPoolLayout fast_layout(at::Device device) {
+  if (device.is_cpu()) return tight_layout(device);
+  // A page is one block of work for a flash-attention kernel and every slab a call of its own: pages are long, slabs few.
   return {128, int64_t{256} << 20, 4, false};
 }
 
-KvPool::KvPool(int64_t head_dim, const at::TensorOptions& options, int64_t budget_bytes)
-    : KvPool(head_dim, options, budget_bytes, kv_pool_layout(options.device())) {}
-
-KvPool::KvPool(int64_t head_dim, const at::TensorOptions& options, int64_t budget_bytes, const KvPoolLayout& layout)
+KvPool::KvPool(int64_t head_dim, const at::TensorOptions& options, const KvPoolLayout& layout, int64_t budget_bytes)
     : head_dim_(head_dim),
       budget_bytes_(budget_bytes),
       layout_(layout),

@@ -21,14 +21,16 @@ struct KvPoolLayout {
   int64_t growth;            // or one of so many parts of what there is, when that is more
   bool host_copies;          // rows are copied by the host, else by the device's index operators
 };
-KvPoolLayout kv_pool_layout(at::Device device);
+// For decoding many sequences.
+KvPoolLayout fast_layout(at::Device device);
+// For a cache whose memory is to be measured: as little as can be that nobody uses, on any device.
+KvPoolLayout tight_layout(at::Device device);
 
 class KvPool {
  public:
   // `options`: where rows are stored, and as what.  Up to `budget_bytes` the pool never holds more than that; beyond, it
   // grows by what is asked for and no more.
-  KvPool(int64_t head_dim, const at::TensorOptions& options, int64_t budget_bytes, const KvPoolLayout& layout);
-  KvPool(int64_t head_dim, const at::TensorOptions& options,
+  KvPool(int64_t head_dim, const at::TensorOptions& options, const KvPoolLayout& layout,
          int64_t budget_bytes = std::numeric_limits<int64_t>::max());
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;

@@ -67,7 +67,8 @@ class DecodeRun {
         context_(context),
         options_(source.embedding().options().dtype(kv_dtype_named(benchmark.kv_dtype, source.dtype()))),
         rope_(make_rope_tables(source.architecture(), context + kUntimedSteps + benchmark.steps + 1,
-                               source.embedding().options())) {}
+                               source.embedding().options())),
+        pool_(std::make_shared<KvPool>(source.architecture().head_dim, options_, fast_layout(options_.device()))) {}
 
   std::vector<DecodeRow> run(const std::vector<std::vector<int32_t>>& prompts, bool evict) {
     DecodeRow row;
@@ -95,7 +96,7 @@ class DecodeRun {
  private:
   void prefill(const std::vector<int32_t>& prompt, DecodeRow& row) {
     const auto begin = Clock::now();
-    CompactCache cache = make_cache(source_.architecture(), policy_, options_);
+    CompactCache cache = make_cache(source_.architecture(), policy_, pool_);
     const auto length = static_cast<int64_t>(prompt.size());
     for (int64_t first = 0; first < length; first += kPrefillChunk) {
       const std::vector<int32_t> chunk(prompt.begin() + first,
@@ -170,6 +171,7 @@ class DecodeRun {
   const int64_t context_;
   const at::TensorOptions options_;
   const RopeTables rope_;
+  const std::shared_ptr<KvPool> pool_;
   std::vector<CompactCache> caches_;  // of the prompts
 };
 

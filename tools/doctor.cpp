@@ -119,7 +119,7 @@ double worst_decode_error(at::Device device, at::ScalarType dtype) {
     return at::sin(t * frequency + at::sin(t * 0.37)).view({1, heads, kTokens, kHeadDim}).to(device, dtype);
   };
   const at::Tensor q = wave(kQueryHeads, 0.71), k = wave(kKvHeads, 1.13), v = wave(kKvHeads, 0.59);
-  const auto pool = std::make_shared<KvPool>(kHeadDim, q.options());
+  const auto pool = std::make_shared<KvPool>(kHeadDim, q.options(), fast_layout(device));
   std::vector<CompactCache> caches;
   std::vector<CompactCache*> batch;
   std::vector<at::Tensor> expected;

@@ -31,7 +31,7 @@ struct Head {
 
   // In pages that follow each other in no order, among those of others.
   DecodeHead view() {
-    pool = std::make_unique<KvPool>(q.size(1), at::TensorOptions().dtype(stored));
+    pool = std::make_unique<KvPool>(q.size(1), at::TensorOptions().dtype(stored), tight_layout(at::kCPU));
     const int64_t num_rows = keys.rows.size(0);
     for (int64_t page = 0; page < pool->num_pages_for(num_rows); ++page) {
       pages.push_back(pool->take());

@@ -37,7 +37,8 @@ struct Sequence {
 };
 
 CompactCache make_cache(int64_t window, int64_t shift, at::ScalarType dtype = at::kDouble) {
-  return {std::make_shared<KvPool>(kHeadDim, at::TensorOptions().dtype(dtype)), kLayers, kKvHeads, window, shift};
+  return {std::make_shared<KvPool>(kHeadDim, at::TensorOptions().dtype(dtype), tight_layout(at::kCPU)), kLayers,
+          kKvHeads, window, shift};
 }
 
 // Feeds tokens [begin, end) and returns layer 0's and layer 1's attention.
@@ -155,7 +156,8 @@ TEST(CompactCache, ReusesTheSlotsOfExpiredKeys) {
 TEST(CompactCache, AllocatesAtMost15PercentMoreThanItsLiveKeysNeed) {
   // SmolLM2's head: 64 dimensions, window 64, T = 1024, survivors from 0 to 94 % by head.
   constexpr int64_t kTokens = 1024;
-  CompactCache cache(std::make_shared<KvPool>(64, at::TensorOptions().dtype(at::kFloat)), 1, 9, 64, 1);
+  CompactCache cache(std::make_shared<KvPool>(64, at::TensorOptions().dtype(at::kFloat), tight_layout(at::kCPU)), 1, 9,
+                     64, 1);
   const at::Tensor rate_G1 = at::tensor({0.0, 0.01, 0.03, 0.05, 0.08, 0.1, 0.2, 0.4, 0.94}, at::kDouble).unsqueeze(1);
   const at::Tensor logit_GT =
       at::erfinv(1.0 - 2.0 * rate_G1.clamp_min(1e-9)) * std::sqrt(2.0) + seeded_normal({9, kTokens}, 3);
@@ -254,7 +256,7 @@ TEST(CompactCache, MakeRoomKeepsTheKeysThatTheEvictorWantsMost) {
 }
 
 TEST(HeadCache, RefusesADecisionAboutAKeyThatIsGone) {
-  KvPool pool(4, at::TensorOptions().dtype(at::kFloat));
+  KvPool pool(4, at::TensorOptions().dtype(at::kFloat), tight_layout(at::kCPU));
   HeadCache cache(pool);
   cache.append({at::ones({3, 4}), {}}, {at::ones({3, 4}), {}}, {0, 1, 2}, {kUndecided, kUndecided, kUndecided});
   cache.decide(0, 1.0F);

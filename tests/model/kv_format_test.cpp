@@ -45,7 +45,7 @@ TEST(KvFormat, TheKernelReadsEveryFloat8ValueAsThePublishedTableDoes) {
   const at::Tensor bits = at::arange(256, at::kInt).to(at::kByte);
   const at::Tensor values = bits.view(at::kFloat8_e4m3fn);
   const at::Tensor q = at::zeros({1, 256}, at::kFloat), out = at::empty_like(q);
-  KvPool pool(256, at::TensorOptions().dtype(at::kFloat8_e4m3fn));
+  KvPool pool(256, at::TensorOptions().dtype(at::kFloat8_e4m3fn), tight_layout(at::kCPU));
   const KvRow page = pool.take();
   const at::Tensor one = at::ones({1}, at::kFloat);
   pool.write_row(page, {at::zeros_like(values), one}, {values, one}, 0);

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <limits>
 #include <set>
 #include <utility>
 
@@ -14,12 +13,12 @@ namespace dms {
 namespace {
 
 constexpr int64_t kRowDim = 8;
-constexpr int64_t kNoBudget = std::numeric_limits<int64_t>::max();
 
 at::TensorOptions stored_as(at::ScalarType dtype) { return at::TensorOptions().dtype(dtype); }
+KvPoolLayout tight() { return tight_layout(at::kCPU); }
 
 TEST(KvPool, GivesEveryPageToOneTaker) {
-  KvPool pool(kRowDim, stored_as(at::kFloat));
+  KvPool pool(kRowDim, stored_as(at::kFloat), tight());
   constexpr int64_t kTakers = 8, kPages = 200;
   std::vector<std::vector<KvRow>> taken(kTakers);
   run_tasks(kTakers, [&](int64_t taker) {
@@ -47,7 +46,7 @@ TEST(KvPool, GivesEveryPageToOneTaker) {
 }
 
 TEST(KvPool, HoldsLittleMoreThanItWasAskedForAndReusesWhatComesBack) {
-  KvPool pool(kRowDim, stored_as(at::kFloat));
+  KvPool pool(kRowDim, stored_as(at::kFloat), tight());
   std::vector<KvRow> pages;
   for (int64_t i = 0; i < 1000; ++i) {
     pages.push_back(pool.take());
@@ -61,10 +60,10 @@ TEST(KvPool, HoldsLittleMoreThanItWasAskedForAndReusesWhatComesBack) {
 }
 
 TEST(KvPool, GrowsUpToItsBudgetAndBeyondOnlyByWhatIsAskedFor) {
-  const int64_t page_bytes = KvPool(kRowDim, stored_as(at::kFloat)).page_bytes();
+  const int64_t page_bytes = KvPool(kRowDim, stored_as(at::kFloat), tight()).page_bytes();
   constexpr int64_t kBudgetPages = 100;
   const KvPoolLayout in_big_steps{kCpuPageRows, 64 * page_bytes, 4, true};
-  KvPool pool(kRowDim, stored_as(at::kFloat), kBudgetPages * page_bytes + 1, in_big_steps);
+  KvPool pool(kRowDim, stored_as(at::kFloat), in_big_steps, kBudgetPages * page_bytes + 1);
   EXPECT_EQ(pool.num_within_budget(), kBudgetPages);
   for (int64_t taken = 1; taken <= 103; ++taken) {
     pool.take();
@@ -80,7 +79,7 @@ TEST(KvPool, CountsWhatARowTakesInEveryFormat) {
                                          {at::kBFloat16, 16},
                                          {at::kChar, 8 + 4},
                                          {at::kFloat8_e4m3fn, 12}}) {
-    const KvPool pool(kRowDim, stored_as(dtype));
+    const KvPool pool(kRowDim, stored_as(dtype), tight());
     EXPECT_EQ(pool.stored_bytes(3), 3 * 2 * row_bytes);
     const auto page_table = static_cast<int64_t>(sizeof(KvRow));
     EXPECT_EQ(pool.page_bytes(), kCpuPageRows * (2 * row_bytes + 4 + 4) + page_table) << at::toString(dtype);
@@ -92,7 +91,7 @@ TEST(KvPool, ReadsBackWhatWasWritten) {
   for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kChar, at::kFloat8_e4m3fn}) {
     for (const bool host_copies : {true, false}) {
       SCOPED_TRACE(::testing::Message() << at::toString(dtype) << (host_copies ? " host" : " device"));
-      KvPool pool(kRowDim, stored_as(dtype), kNoBudget, {4, 0, 2, host_copies});
+      KvPool pool(kRowDim, stored_as(dtype), {4, 0, 2, host_copies});
       std::vector<KvRow> places;
       for (int64_t page = 0; page < 9; ++page) {
         const KvRow first = pool.take();

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <limits>
 #include <set>
 #include <tuple>
 
@@ -14,12 +13,11 @@ namespace {
 
 constexpr int64_t kDim = 16, kQueryHeads = 3;
 constexpr double kScoreScale = 0.3;
-constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 
 // Heads with so many rows each, whose pages lie among each other's in several slabs.
 struct Heads {
   Heads(const std::vector<int64_t>& rows, at::TensorOptions options)
-      : pool(kDim, options, kUnlimited, {8, 0, 2, options.device().is_cpu()}) {
+      : pool(kDim, options, {8, 0, 2, options.device().is_cpu()}) {
     for (size_t h = 0; h < rows.size(); ++h) caches.emplace_back(pool);
     uint64_t seed = 0;
     for (int64_t first = 0; first < *std::max_element(rows.begin(), rows.end()); first += 5) {
