@@ -19,6 +19,6 @@ struct KvRow {
 };
 
 // Rows of keys in a page in the CPU's memory: few, so that a head wastes little with its last page.
-inline constexpr int64_t kCpuPageRows = 16;
+inline constexpr int64_t kCpuPageRows = 8;
 
 }  // namespace dms

@@ -41,7 +41,7 @@ struct KvPool::Slab : KvSlab {
   at::Tensor rows_Nd, scales_N;
 };
 
-KvPoolLayout tight_layout(at::Device device) { return {kCpuPageRows, 0, 32, device.is_cpu()}; }
+KvPoolLayout tight_layout(at::Device device) { return {kCpuPageRows, 0, 128, device.is_cpu()}; }
 
 KvPoolLayout fast_layout(at::Device device) {
   if (device.is_cpu()) return tight_layout(device);
