@@ -18,7 +18,7 @@ struct KvRow {
   int64_t index = 0;
 };
 
-// Rows of keys in a page in the CPU's memory: few, so that a head wastes little with its last page.
+// Keys in a page wherever memory counts, which is always so on the CPU: few, so that a head wastes little with its last page.
 inline constexpr int64_t kCpuPageRows = 8;
 
 }  // namespace dms

@@ -50,7 +50,6 @@ class KvPool {
   // Pages that can be taken before more than the budget is allocated.
   int64_t num_within_budget() const;
 
-  int64_t head_dim() const { return head_dim_; }
   at::ScalarType stored_dtype() const { return stored_dtype_; }
   // Of keys and values alone.
   int64_t stored_bytes(int64_t rows) const { return rows * 2 * stored_row_bytes(head_dim_, stored_dtype_); }
