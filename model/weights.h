@@ -4,6 +4,8 @@
 
 #include <ATen/ATen.h>
 
+#include <array>
+
 #include "model/architecture.h"
 
 namespace dms {
@@ -22,6 +24,14 @@ struct LayerWeights {
   at::Tensor up_proj;                 // [I, D]
   at::Tensor down_proj;               // [D, I]
 };
+// All of them, for those who move a layer about.
+inline constexpr std::array kLayerTensors = {
+    &LayerWeights::input_norm, &LayerWeights::q_proj,    &LayerWeights::k_proj,    &LayerWeights::v_proj,
+    &LayerWeights::o_proj,     &LayerWeights::q_bias,    &LayerWeights::k_bias,    &LayerWeights::v_bias,
+    &LayerWeights::q_norm,     &LayerWeights::k_norm,    &LayerWeights::post_norm, &LayerWeights::gate_proj,
+    &LayerWeights::up_proj,    &LayerWeights::down_proj,
+};
+static_assert(sizeof(LayerWeights) == kLayerTensors.size() * sizeof(at::Tensor), "a tensor of the layer is not listed");
 
 // Rows [begin, begin + n) of the embedding or of the head.
 struct VocabularySlice {

@@ -30,8 +30,10 @@ struct PlanFlags {
 // A file of measured rates, as `tools/gpu_check.sh` writes: what it holds replaces the published figure.
 void read_rates(const std::string& path, DeviceRates& device) {
   const nlohmann::json rates = read_json_object(path);
+  bool found = false;
   const auto take = [&](const char* name, double& value) {
     if (!rates.contains(name)) return;
+    found = true;
     if (!rates[name].is_number() || rates[name].get<double>() <= 0.0) {
       throw UserError(path, "'" + std::string(name) + "' is " + rates[name].dump(), {"expected a positive number"});
     }
@@ -41,6 +43,11 @@ void read_rates(const std::string& path, DeviceRates& device) {
   take("mfu", device.efficiency);
   take("memory_bytes", device.memory_bytes);
   take("all_gather_bytes_per_s", device.link_bytes_per_s);
+  take("host_bytes_per_s", device.host_bytes_per_s);
+  if (!found) {
+    throw UserError(path, "holds no rate",
+                    {"expected one of gemm_flops_per_s, mfu, memory_bytes, all_gather_bytes_per_s, host_bytes_per_s"});
+  }
   device.measured = true;
   device.source = "measured: " + path;
 }
@@ -84,6 +91,7 @@ nlohmann::ordered_json json_of(const Plan& plan, const Recipe& recipe, const Dev
             {"efficiency", device.efficiency},
             {"memory_bytes", device.memory_bytes},
             {"link_bytes_per_s", device.link_bytes_per_s},
+            {"host_bytes_per_s", device.host_bytes_per_s},
             {"measured", device.measured},
             {"source", device.source}}}};
 }
@@ -108,7 +116,7 @@ void print(const Plan& plan, const Recipe& recipe, const DeviceRates& device, in
   row("peak", b.total);
   std::printf("  and %s for the process itself; head, backward pass and warm start use the same memory in turn\n",
               bytes_text(static_cast<double>(device.process_bytes)).c_str());
-  std::printf("a step takes %s (computing %s, gathering %s at the same time), %s tokens take %s\n",
+  std::printf("a step takes %s (computing %s, bringing weights %s at the same time), %s tokens take %s\n",
               duration_text(plan.step_seconds).c_str(), duration_text(plan.compute_seconds).c_str(),
               duration_text(plan.communication_seconds).c_str(), count_text(plan.tokens).c_str(),
               duration_text(plan.hours * 3600.0).c_str());

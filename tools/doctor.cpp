@@ -22,6 +22,7 @@
 #include "model/attention.h"
 #include "model/attention_reference.h"
 #include "model/kv_cache.h"
+#include "model/upload.h"
 #include "tools/number_text.h"
 #include "trainer/hardware.h"
 #include "trainer/ranks.h"
@@ -181,6 +182,30 @@ Check check_gpu_memory(at::Device device) {
   return check;
 }
 
+// Weights that have no room on a GPU (placement: host) go there like this.
+Check check_copies(at::Device device) {
+  constexpr int64_t kBytes = int64_t{256} << 20, kPieceBytes = int64_t{32} << 20;
+  Check check{"copies from the host to " + device.str(), true, "", ""};
+  const at::Tensor from = at::arange(kBytes / 8, at::kLong);
+  const at::Tensor to = at::empty_like(from, from.options().device(device));
+  Upload upload(device, kPieceBytes);
+  for (int round = 0; round < 3; ++round) {
+    to.zero_();
+    synchronize(device);
+    const auto begin = Clock::now();
+    upload.begin();
+    upload.copy(to, from);
+    upload.end();
+    upload.wait_on_device();
+    synchronize(device);
+    check.value = std::max(check.value, static_cast<double>(kBytes) / seconds_since(begin));
+    check.passed = check.passed && to.equal(from.to(device));
+  }
+  check.found = rate_text(check.value) + (check.passed ? "" : ", and what arrived is not what was sent");
+  if (!check.passed) check.remedy = "do not train on this machine: its memory, its bus or its driver is at fault";
+  return check;
+}
+
 Check check_memory() {
   constexpr double kLeast = 2e9;
   Check check{"memory", true, "", "", static_cast<double>(available_memory_bytes())};
@@ -279,7 +304,10 @@ std::vector<Check> examine(const DoctorOptions& options) {
        all.size() == 1 ? "none: everything runs on the processor" : std::to_string(all.size() - 1) + " visible", ""});
   checks.push_back(check_memory());
   for (const at::Device device : all) {
-    if (device.is_cuda()) checks.push_back(check_gpu_memory(device));
+    if (device.is_cuda()) {
+      checks.push_back(check_gpu_memory(device));
+      checks.push_back(check_copies(device));
+    }
     checks.push_back(check_gemm(device));
   }
   checks.push_back(check_disk(options.directory));

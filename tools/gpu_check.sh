@@ -69,9 +69,26 @@ for code in sorted(results.glob("*.code")):
         "log_tail": log[-4000:],
     }
 tests = steps["tests"]["result"]
+gpus = (results / "gpu.txt").read_text().splitlines()
+
+
+def found_by_doctor(check):
+    """The smallest of all GPUs."""
+    report = steps["doctor"]["result"] or {"checks": []}
+    return min((c["value"] for c in report["checks"] if c["name"].startswith(check) and c.get("value")), default=None)
+
+
+# What `dms plan --rates` takes in place of published figures.
+rates = {
+    "gemm_flops_per_s": (steps["gemm"]["result"] or {}).get("flops_per_s"),
+    "memory_bytes": min(float(gpu.split(",")[2].split()[0]) for gpu in gpus) * 2**20,
+    "all_gather_bytes_per_s": found_by_doctor("link between two GPUs"),
+    "host_bytes_per_s": found_by_doctor("copies from the host"),
+}
 summary = {
     "commit": commit,
-    "gpus": (results / "gpu.txt").read_text().splitlines(),
+    "gpus": gpus,
+    **{name: rate for name, rate in rates.items() if rate},
     "tests": {key: tests[key] for key in ("tests", "failures", "errors", "time")} if tests else None,
     "steps": steps,
 }

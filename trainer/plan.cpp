@@ -118,7 +118,7 @@ int64_t warm_start_bytes(const Sizes& s) {
   return streams + std::max(observing, fitting) + held * s.a.num_layers * s.a.num_kv_heads * kFloatBytes;
 }
 
-RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks) {
+RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {
   const Sizes s(r, a, num_ranks);
   const int64_t layer = layer_numel(a) * s.element, embedding = embedding_numel(a) * s.element;
   const int64_t all_weights = a.num_parameters() * s.element;
@@ -132,8 +132,13 @@ RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks) {
       bytes.buffers = 2 * std::max(layer, std::min(embedding, kVocabularyTile * a.hidden_size * s.element));
       break;
     case Placement::host:
-      bytes.buffers = layer;  // what a layer leaves goes when the next one comes
-      whole_head = embedding;
+      if (device.host_bytes_per_s > 0.0) {  // model/streamed_weights.h
+        bytes.weights = a.tied_embeddings ? embedding : 2 * embedding;
+        bytes.buffers = 2 * layer;
+      } else {
+        bytes.buffers = layer;  // what a layer leaves goes when the next one comes
+        whole_head = embedding;
+      }
       break;
     default:
       bytes.weights = all_weights;
@@ -159,7 +164,8 @@ RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks) {
 }
 
 bool fits(const Recipe& recipe, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {
-  return static_cast<double>(bytes_of(recipe, a, num_ranks).total + device.process_bytes) <= device.memory_bytes;
+  return static_cast<double>(bytes_of(recipe, a, num_ranks, device).total + device.process_bytes) <=
+         device.memory_bytes;
 }
 
 int64_t largest_sequence(Recipe recipe, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {
@@ -212,13 +218,21 @@ double executed_flops(const Recipe& r, const Architecture& a) {
   return r.trainer.activation_checkpointing == ActivationCheckpointing::full ? needed * 4.0 / 3.0 : needed;
 }
 
-// A step gathers every layer twice, the embedding once and the head twice; nothing is sent back.
-double gathered_bytes(const Recipe& r, const Architecture& a, int64_t num_ranks) {
-  if (r.trainer.placement != Placement::shard) return 0.0;
+// A step goes up the layers and down again.  Shards: it gathers every layer twice, the embedding once and the head twice;
+// nothing is sent back.  Out of the host's memory: the two layers where it turns come once.
+double communication_seconds(const Recipe& r, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {
   const auto element_bytes = static_cast<double>(c10::elementSize(scalar_type(r.trainer.dtype)));
-  const double share = static_cast<double>(num_ranks - 1) / static_cast<double>(num_ranks);
-  return (2.0 * static_cast<double>(a.num_layers * layer_numel(a)) + 3.0 * static_cast<double>(embedding_numel(a))) *
-         element_bytes * share;
+  const auto layer_bytes = static_cast<double>(layer_numel(a)) * element_bytes;
+  const auto num_layers = static_cast<double>(a.num_layers);
+  if (r.trainer.placement == Placement::shard) {
+    const double share = static_cast<double>(num_ranks - 1) / static_cast<double>(num_ranks);
+    const double embedding_bytes = static_cast<double>(embedding_numel(a)) * element_bytes;
+    return (2.0 * num_layers * layer_bytes + 3.0 * embedding_bytes) * share / device.link_bytes_per_s;
+  }
+  if (r.trainer.placement == Placement::host && device.host_bytes_per_s > 0.0) {
+    return 2.0 * (num_layers - 1.0) * layer_bytes / device.host_bytes_per_s;
+  }
+  return 0.0;
 }
 
 }  // namespace
@@ -226,11 +240,13 @@ double gathered_bytes(const Recipe& r, const Architecture& a, int64_t num_ranks)
 const std::vector<DeviceRates>& published_devices() {
   constexpr double kAssumedEfficiency = 0.4;
   constexpr int64_t kContext = int64_t{1} << 30;  // CUDA's, with the libraries' workspaces: assumed
-  // Half of NVLink's bidirectional figure is what one GPU receives.
+  // Half of NVLink's and of PCIe's bidirectional figures is what one GPU receives.
   static const std::vector<DeviceRates> devices = {
-      {"h100", 989e12, kAssumedEfficiency, 80e9, kContext, 450e9, false, "NVIDIA H100 SXM data sheet, dense BF16"},
-      {"h200", 989e12, kAssumedEfficiency, 141e9, kContext, 450e9, false, "NVIDIA H200 SXM data sheet, dense BF16"},
-      {"a100", 312e12, kAssumedEfficiency, 80e9, kContext, 300e9, false,
+      {"h100", 989e12, kAssumedEfficiency, 80e9, kContext, 450e9, 64e9, false,
+       "NVIDIA H100 SXM data sheet, dense BF16"},
+      {"h200", 989e12, kAssumedEfficiency, 141e9, kContext, 450e9, 64e9, false,
+       "NVIDIA H200 SXM data sheet, dense BF16"},
+      {"a100", 312e12, kAssumedEfficiency, 80e9, kContext, 300e9, 32e9, false,
        "NVIDIA A100 SXM 80 GB data sheet, dense BF16"},
   };
   return devices;
@@ -265,10 +281,10 @@ void settle_for_device(Recipe& recipe, const Architecture& architecture, int64_t
 
 Plan make_plan(const Recipe& recipe, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {
   Plan plan;
-  plan.per_rank = bytes_of(recipe, a, num_ranks);
+  plan.per_rank = bytes_of(recipe, a, num_ranks, device);
   const double samples = static_cast<double>((recipe.trainer.global_batch + num_ranks - 1) / num_ranks);
   plan.compute_seconds = samples * executed_flops(recipe, a) / (device.gemm_flops_per_s * device.efficiency);
-  plan.communication_seconds = gathered_bytes(recipe, a, num_ranks) / device.link_bytes_per_s;
+  plan.communication_seconds = communication_seconds(recipe, a, num_ranks, device);
   plan.step_seconds = std::max(plan.compute_seconds, plan.communication_seconds);  // one layer ahead
   plan.tokens =
       recipe.trainer.steps * recipe.trainer.global_batch * recipe.trainer.sequence_length + recipe.warm_start.tokens;

@@ -21,6 +21,7 @@ struct DeviceRates {
   double memory_bytes = 0.0;      // per rank
   int64_t process_bytes = 0;      // of it, what a process takes whose model is nothing: libraries, threads
   double link_bytes_per_s = 0.0;  // that one rank receives in an all-gather
+  double host_bytes_per_s = 0.0;  // from the host's memory to the device; 0: they are the same
   bool measured = false;
   std::string source;
 };
@@ -42,7 +43,9 @@ struct RankBytes {
 
 struct Plan {
   RankBytes per_rank;
-  double compute_seconds = 0.0, communication_seconds = 0.0, step_seconds = 0.0;
+  double compute_seconds = 0.0;
+  double communication_seconds = 0.0;  // weights that are gathered or come from the host, while others compute
+  double step_seconds = 0.0;
   int64_t tokens = 0;  // of the whole training, warm start included
   double hours = 0.0;
   bool fits = false;

@@ -20,6 +20,7 @@
 #include "data/sample_order.h"
 #include "data/staged_file.h"
 #include "model/device_weights.h"
+#include "model/streamed_weights.h"
 #include "recipes/user_error.h"
 #include "trainer/checkpoint_writer.h"
 #include "trainer/hardware.h"
@@ -67,12 +68,18 @@ at::Device device_of(const Recipe& recipe, const RankGroup& ranks) {
 }
 
 std::unique_ptr<WeightSource> place_weights(const Recipe& recipe, RankGroup& ranks) {
-  const bool keep = recipe.trainer.placement == Placement::replicate;
-  auto whole = on_device(
-      open_weights(recipe.model_path, scalar_type(recipe.trainer.dtype), {.keep = keep, .warn = ranks.speaks()}),
-      device_of(recipe, ranks), keep);
+  const at::Device device = device_of(recipe, ranks);
+  const Placement placement = recipe.trainer.placement;
+  // What is read again and again stays in the host's memory.
+  const bool keep = placement == (device.is_cpu() ? Placement::replicate : Placement::host);
+  auto whole =
+      open_weights(recipe.model_path, scalar_type(recipe.trainer.dtype), {.keep = keep, .warn = ranks.speaks()});
+  if (!device.is_cpu()) {
+    whole = placement == Placement::replicate ? on_device(std::move(whole), device)
+                                              : std::make_unique<StreamedWeights>(std::move(whole), device);
+  }
   // Shards live, and travel, where they are used.
-  if (recipe.trainer.placement == Placement::shard) return std::make_unique<ShardedWeights>(std::move(whole), ranks);
+  if (placement == Placement::shard) return std::make_unique<ShardedWeights>(std::move(whole), ranks);
   return whole;
 }
 

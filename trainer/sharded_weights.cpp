@@ -1,7 +1,6 @@
 #include "trainer/sharded_weights.h"
 
 #include <algorithm>
-#include <array>
 
 namespace dms {
 
@@ -11,14 +10,6 @@ namespace {
 constexpr int64_t kAlignmentBytes = 64;
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-constexpr std::array kLayerTensors = {
-    &LayerWeights::input_norm, &LayerWeights::q_proj,    &LayerWeights::k_proj,    &LayerWeights::v_proj,
-    &LayerWeights::o_proj,     &LayerWeights::q_bias,    &LayerWeights::k_bias,    &LayerWeights::v_bias,
-    &LayerWeights::q_norm,     &LayerWeights::k_norm,    &LayerWeights::post_norm, &LayerWeights::gate_proj,
-    &LayerWeights::up_proj,    &LayerWeights::down_proj,
-};
-static_assert(sizeof(LayerWeights) == kLayerTensors.size() * sizeof(at::Tensor), "a tensor of the layer is not listed");
 
 std::vector<at::Tensor> tensors_of(const LayerWeights& weights) {
   std::vector<at::Tensor> tensors;

@@ -57,6 +57,21 @@ TEST_F(PlanTest, ShardingDividesTheWeightsAndGathersThem) {
   EXPECT_GT(sharded["communication_seconds"].get<double>(), 0.0);
 }
 
+// Two of two layers pass a GPU by, and turn there; a CPU reads them where they are.
+TEST_F(PlanTest, WeightsOfTheHostPassAGpuByLayerByLayer) {
+  constexpr int64_t kLayer = 2 * (32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 64 + 2 * 32);
+  constexpr int64_t kRotaryTables = 2 * 2 * 64 * 8;
+  const std::string arguments = " trainer.placement=host trainer.dtype=bfloat16";
+  const json gpu = plan("--device h100" + arguments);
+  EXPECT_EQ(gpu["per_rank_bytes"]["weights"], 2 * 300 * 32) << "the embedding, which is the head too";
+  EXPECT_EQ(gpu["per_rank_bytes"]["buffers"], 2 * kLayer + kRotaryTables);
+  EXPECT_DOUBLE_EQ(gpu["communication_seconds"].get<double>(), 2 * kLayer / 64e9);
+  const json cpu = plan(arguments);
+  EXPECT_EQ(cpu["per_rank_bytes"]["weights"], 0);
+  EXPECT_EQ(cpu["per_rank_bytes"]["buffers"], kLayer + kRotaryTables);
+  EXPECT_EQ(cpu["communication_seconds"], 0.0);
+}
+
 TEST_F(PlanTest, SaysWhatToChangeWhenItDoesNotFit) {
   const int64_t itself = plan("--device h100").at("process_bytes");
   sandbox_.write("small.json", json({{"memory_bytes", itself + 60000000}}).dump());
@@ -78,6 +93,11 @@ TEST_F(PlanTest, RatesOfAnotherShapeAreTheUsersMistake) {
   const ChildResult result = dms("plan run.yaml --device h100 --rates rates.json");
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_NE(result.err.find("rates.json: 'gemm_flops_per_s' is \"fast\""), std::string::npos) << result.err;
+
+  sandbox_.write("rates.json", R"({"steps": {}})");
+  const ChildResult none = dms("plan run.yaml --device h100 --rates rates.json");
+  EXPECT_EQ(none.exit_code, 2);
+  EXPECT_NE(none.err.find("rates.json: holds no rate"), std::string::npos) << none.err;
 }
 
 TEST_F(PlanTest, ADryRunRehearsesTheCommunicationOfManyRanks) {
