@@ -30,13 +30,14 @@ std::vector<GemmShape> model_gemm_shapes(const Architecture& a, int64_t num_toke
 
 GemmFigures bench_gemm(const GemmBenchmark& benchmark) {
   const at::NoGradGuard no_grad;
-  std::vector<GemmShape> shapes{{"square", 2048, 2048, 2048}};
+  const at::Device device = benchmark_device(benchmark.device);
+  const int64_t side = device.is_cuda() ? 8192 : 2048;  // large enough for the best rate
+  std::vector<GemmShape> shapes{{"square", side, side, side}};
   if (!benchmark.model.empty()) {
     for (GemmShape& shape : model_gemm_shapes(read_architecture(benchmark.model), benchmark.sequence_length)) {
       shapes.push_back(std::move(shape));
     }
   }
-  const at::Device device = benchmark_device(benchmark.device);
   const at::ScalarType dtype = resolved_scalar_type(benchmark.dtype, device);
   GemmFigures figures;
   figures.dtype = dtype == at::kBFloat16 ? "bfloat16" : "float32";

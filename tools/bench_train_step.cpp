@@ -85,17 +85,18 @@ TrainStepFigures bench_train_step(const TrainStepBenchmark& benchmark) {
   const std::unique_ptr<RankGroup> ranks = single_rank();
   {
     ProgressLine progress;
-    for (int64_t step = 0; step <= benchmark.num_steps; ++step) {
+    const int64_t num_steps = benchmark.num_warm_up_steps + benchmark.num_steps;
+    for (int64_t step = 0; step < num_steps; ++step) {
       const std::vector<Sample> batch{random_sample(random, num_tokens, architecture.vocab_size)};
       const auto begin = std::chrono::steady_clock::now();
       const StepResult result = training_step(*source, *adapter, options, rope, step, step, batch, *ranks);
       optimizer.step(result.gradients, global_norm(result.gradients), recipe.trainer.optimizer.learning_rate);
       seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-      progress.update("step " + std::to_string(step) + "/" + std::to_string(benchmark.num_steps), step + 1,
-                      benchmark.num_steps + 1);
+      progress.update("step " + std::to_string(step + 1) + "/" + std::to_string(num_steps), step + 1, num_steps);
     }
   }
-  seconds.erase(seconds.begin());  // first touch of the mapped weights, and the allocator's
+  // First touch of the mapped weights, and the allocator's.
+  seconds.erase(seconds.begin(), seconds.begin() + benchmark.num_warm_up_steps);
   std::sort(seconds.begin(), seconds.end());
 
   TrainStepFigures figures;

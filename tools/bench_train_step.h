@@ -13,7 +13,8 @@ struct TrainStepBenchmark {
   std::string model;     // directory
   std::string adapters;  // directory; empty: a linear adapter at its initial value
   int64_t sequence_length = 0, window = 0;
-  int64_t num_steps = 3;  // timed, after one that is not
+  int64_t num_steps = 3;  // timed
+  int64_t num_warm_up_steps = 1;
   ComputeDtype dtype = ComputeDtype::automatic;
   ActivationCheckpointing checkpointing = ActivationCheckpointing::automatic;
 };

@@ -46,7 +46,11 @@ void add_train_step(CLI::App& bench) {
       ->type_name("N");
   command->add_option("--adapters", benchmark.adapters, "Trained adapters (default: a linear adapter's initial values)")
       ->type_name("DIR");
-  command->add_option("--steps", benchmark.num_steps, "Timed steps, after one that is not")
+  command
+      ->add_option("--warm-up", benchmark.num_warm_up_steps, "Steps before them; 0 for the memory of a long sequence")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--steps", benchmark.num_steps, "Timed steps")
       ->check(CLI::PositiveNumber)
       ->capture_default_str()
       ->type_name("N");

@@ -49,7 +49,7 @@ void read_rates(const std::string& path, DeviceRates& device) {
                     {"expected one of gemm_flops_per_s, mfu, memory_bytes, all_gather_bytes_per_s, host_bytes_per_s"});
   }
   device.measured = true;
-  device.source = "measured: " + path;
+  device.source = path;
 }
 
 DeviceRates device_of(const PlanFlags& flags, at::ScalarType dtype) {

@@ -2,14 +2,16 @@
 """Compares ways to train an evictor on held-out text: what a token of training buys.
 
 usage: tools/compare_schedules.py [--ratios 4,8,16] [--official-tokens 102400] [--warm-tokens 65536] [--steps 24]
-                                  [--learning-rates 2e-5] [--out quickstart/schedules] [--dms build/dms]
+                                  [--vary KEY=A,B ...] [--out quickstart/schedules] [--dms build/dms]
+                                  [--no-baselines] ...
 
 For each compression ratio: the official schedule (a linear adapter without per-head bias, shift 1, reverse KL, the ratio
-rising from 1x over 15/16 of the steps, constant learning rate), the warm start alone, and the warm start followed by
---steps steps of distillation at each of --learning-rates, decaying to zero; all on the quickstart's data in sequences of
-1024 tokens, window 64.  Then `dms eval`, with streaming (4 sinks + window) at the same memory beside each.  A run that is
-there already is not made again, so a sweep can be interrupted and widened.  Writes DIR/schedules.json and prints a table.
-Run tools/quickstart.sh first, for model and data.
+rising from 1x over 15/16 of the steps, constant learning rate), the warm start alone, the warm start followed by --steps
+steps of distillation as the recipe has them, and that again with each value of each --vary, one at a time; all on the
+quickstart's data in sequences of 1024 tokens, window 64.  Then `dms eval`, with streaming (4 sinks + window) at the same
+memory beside each.  0 official tokens, or 0 steps, leave these rows out.  A run that is there already is not made again, so a
+sweep can be interrupted and widened.  Writes DIR/schedules.json and prints a table.  Run tools/quickstart.sh first, for model
+and data.
 """
 
 import argparse
@@ -32,11 +34,28 @@ def official(ratio, tokens):
     ]  # fmt: skip
 
 
-def warm(ratio, tokens, steps, learning_rate):
+def warm(ratio, tokens, steps, *changes):
     return [
         f"warm_start.tokens={tokens}", f"warm_start.compression={ratio}", f"compression.initial={ratio}",
-        f"compression.final={ratio}", f"trainer.steps={steps}", f"trainer.learning_rate={learning_rate}",
+        f"compression.final={ratio}", f"trainer.steps={steps}", *changes,
     ]  # fmt: skip
+
+
+def ways_to(ratio, arguments):
+    """Name of each row -> what it changes in the recipe."""
+    tokens, steps = arguments.warm_tokens, arguments.steps
+    ways = {}
+    if arguments.official_tokens:
+        ways[f"official {arguments.official_tokens}"] = official(ratio, arguments.official_tokens)
+    ways[f"warm start {tokens}"] = warm(ratio, tokens, 0)
+    if steps:
+        distilled = f"warm start {tokens} + {steps} steps"
+        ways[distilled] = warm(ratio, tokens, steps)
+        for varied in arguments.vary:
+            key, values = varied.split("=")
+            for value in values.split(","):
+                ways[f"{distilled}, {key}={value}"] = warm(ratio, tokens, steps, f"{key}={value}")
+    return ways
 
 
 def run_once(arguments, directory, overrides):
@@ -48,7 +67,8 @@ def run_once(arguments, directory, overrides):
         data = [f"{arguments.quickstart}/held-out-{name}.h5" for name in HELD_OUT]
         subprocess.run(
             [arguments.dms, "eval", "--model", f"{arguments.quickstart}/model", "--adapters", str(directory / "run"),
-             "--data", *data, "--max-tokens", str(arguments.eval_tokens), "--json", str(result)],
+             "--data", *data, "--max-tokens", str(arguments.eval_tokens), "--json", str(result),
+             *(["--no-baselines"] if arguments.no_baselines else [])],
             check=True, stdout=subprocess.DEVNULL, stderr=sys.stderr)  # fmt: skip
     return json.loads(result.read_text())
 
@@ -63,20 +83,16 @@ def main():
     parser.add_argument("--official-tokens", type=int, default=102400)
     parser.add_argument("--warm-tokens", type=int, default=65536)
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--learning-rates", default="2e-5")
+    parser.add_argument("--vary", action="append", default=[], metavar="KEY=A,B")
     parser.add_argument("--eval-tokens", type=int, default=4096, help="of each held-out set")
+    parser.add_argument("--no-baselines", action="store_true", help="leave out sinks + window: a third of the time")
     arguments = parser.parse_args()
 
     rows = []
     print("| target | training | tokens | KV memory | KL | KL, 2nd half | sinks + window, 2nd half |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for ratio in arguments.ratios.split(","):
-        ways = {f"official {arguments.official_tokens}": official(ratio, arguments.official_tokens)}
-        ways[f"warm start {arguments.warm_tokens}"] = warm(ratio, arguments.warm_tokens, 0, "2e-5")
-        for rate in arguments.learning_rates.split(",") if arguments.steps else []:
-            name = f"warm start {arguments.warm_tokens} + {arguments.steps} steps at {rate}"
-            ways[name] = warm(ratio, arguments.warm_tokens, arguments.steps, rate)
-        for name, overrides in ways.items():
+        for name, overrides in ways_to(ratio, arguments).items():
             directory = arguments.out / f"{ratio}x {name}".replace(" ", "-")
             directory.mkdir(parents=True, exist_ok=True)
             result = run_once(arguments, directory, overrides)
@@ -84,10 +100,12 @@ def main():
             tokens = int(settings["warm_start.tokens"]) + LENGTH * int(settings["trainer.steps"])
             row = {"target": float(ratio), "training": name, "tokens": tokens, "overrides": overrides}
             row |= {key: result[key] for key in ("kv_memory_ratio", "kl_mean", "kl_mean_second_half")}
-            row["streaming_kl_mean_second_half"] = result["streaming_llm"]["kl_mean_second_half"]
+            streaming = result.get("streaming_llm")
+            row["streaming_kl_mean_second_half"] = streaming and streaming["kl_mean_second_half"]
             rows.append(row)
             print(f"| {ratio}x | {name} | {tokens // 1000}k | {row['kv_memory_ratio']:.2f}x | {row['kl_mean']:.3f} | "
-                  f"{row['kl_mean_second_half']:.3f} | {row['streaming_kl_mean_second_half']:.3f} |", flush=True)
+                  f"{row['kl_mean_second_half']:.3f} | "
+                  + (f"{streaming['kl_mean_second_half']:.3f} |" if streaming else "|"), flush=True)
     (arguments.out / "schedules.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 

@@ -95,9 +95,10 @@ int64_t head_bytes(const Sizes& s) {
   return kept_chunks * logits + one_tile + stacked + s.sequences * (states + 5 * tiles * s.rows * kFloatBytes);
 }
 
-// The warm start: the streams of this rank's sequences, one layer's features of all sequences, or of the sample of their
-// rows that stands for them, on the rank that fits them (as parts and joined, then joined and as equations), and every
-// layer's scores.
+// The warm start: the streams of this rank's sequences; one layer's features of them, or of the sample of their rows that
+// stands for them; those of all ranks on the rank that fits them, and again as weighted equations when they are a sample;
+// every layer's scores.  A CPU's allocator keeps what observing a sequence takes, and the fit's smaller tensors find room
+// there.
 int64_t warm_start_bytes(const Sizes& s) {
   if (s.recipe.warm_start.tokens == 0) return 0;
   constexpr int64_t kFloatBytes = sizeof(float);
@@ -114,8 +115,8 @@ int64_t warm_start_bytes(const Sizes& s) {
   const int64_t importance =
       s.tokens * (7 * s.queries + 3 * s.a.num_heads * std::min(kQueryBlock, s.tokens)) * kFloatBytes;
   const int64_t observing = (mine_held + (thinned ? keys : 0)) * row + importance + layer_forward_bytes(s);
-  const int64_t fitting = (2 * held + (s.ranks > 1 ? mine_held : 0)) * row;
-  return streams + std::max(observing, fitting) + held * s.a.num_layers * s.a.num_kv_heads * kFloatBytes;
+  const int64_t fitting = ((s.ranks > 1 ? held : 0) + (thinned ? held : 0)) * row;
+  return streams + observing + fitting + held * s.a.num_layers * s.a.num_kv_heads * kFloatBytes;
 }
 
 RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {
@@ -189,7 +190,9 @@ std::vector<std::string> suggestions(const Recipe& recipe, const Architecture& a
   const auto try_change = [&](const std::string& text, int64_t ranks, const auto& change) {
     Recipe changed = recipe;
     change(changed);
-    if (fits(changed, a, ranks, device)) found.push_back(text);
+    const bool would_fit = fits(changed, a, ranks, device);
+    if (would_fit) found.push_back(text);
+    return would_fit;
   };
   const auto spare = [](Recipe& r) { r.trainer.activation_checkpointing = ActivationCheckpointing::full; };
   try_change("trainer.activation_checkpointing=full", num_ranks, spare);
@@ -203,8 +206,12 @@ std::vector<std::string> suggestions(const Recipe& recipe, const Architecture& a
     spare(r);
     r.trainer.placement = Placement::host;
   });
-  try_change("trainer.global_batch=" + std::to_string(num_ranks) + ", one sequence a rank", num_ranks,
-             [&](Recipe& r) { r.trainer.global_batch = num_ranks; });
+  for (int64_t batch = (recipe.trainer.global_batch - 1) / num_ranks * num_ranks; batch > 0; batch -= num_ranks) {
+    if (try_change("trainer.global_batch=" + std::to_string(batch), num_ranks,
+                   [&](Recipe& r) { r.trainer.global_batch = batch; })) {
+      break;
+    }
+  }
   const int64_t sequence = largest_sequence(recipe, a, num_ranks, device);
   if (sequence > recipe.eviction.window + 1) {
     found.push_back("trainer.sequence_length=" + std::to_string(sequence));

@@ -1,7 +1,9 @@
 #include "trainer/warm_start.h"
 
 #include <ATen/core/grad_mode.h>
+#include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "model/attention.h"
 #include "model/block.h"
@@ -127,6 +129,33 @@ FitRows thinned(const FitRows& rows, int64_t layer, int64_t sample, const Pilot&
   return {select(rows.features_ND), select(rows.scale_NG), select(rows.importance_NG), held.weight_M};
 }
 
+// Rows that come sequence by sequence, joined as they come: parts beside the whole would take twice the memory.
+class JoinedRows {
+ public:
+  // `expected`: how many come, about.
+  JoinedRows(int64_t expected, int64_t columns) : expected_(expected), columns_(columns) {}
+
+  void append(const at::Tensor& rows_nC) {
+    const int64_t count = count_ + rows_nC.size(0);
+    if (!all_NC_.defined() || count > all_NC_.size(0)) {
+      const at::Tensor larger_NC = at::empty({std::max(expected_, count + count / 8), columns_}, rows_nC.options());
+      if (count_ > 0) larger_NC.slice(0, 0, count_).copy_(rows());
+      all_NC_ = larger_NC;
+    }
+    all_NC_.slice(0, count_, count).copy_(rows_nC);
+    count_ = count;
+  }
+  at::Tensor rows() const {
+    return all_NC_.defined() ? all_NC_.slice(0, 0, count_) : at::empty({0, columns_}, at::kFloat);
+  }
+  int64_t bytes() const { return all_NC_.defined() ? static_cast<int64_t>(all_NC_.nbytes()) : 0; }
+
+ private:
+  const int64_t expected_, columns_;
+  at::Tensor all_NC_;
+  int64_t count_ = 0;
+};
+
 struct LayerFit {
   KeepFunction keep;
   at::Tensor score_NG, weight_N;
@@ -189,6 +218,12 @@ WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const Evictio
   }
   const bool thin = num_rows > options.fit_rows;
   const double share = static_cast<double>(options.fit_rows) / static_cast<double>(std::max<int64_t>(1, num_rows));
+  int64_t my_rows = 0, stream_bytes = 0;  // of this rank's sequences; in a layer's fit
+  for (const CalibrationSequence& sequence : sequences) {
+    my_rows += std::ssize(fitted_keys(sequence.documents, eviction.window));
+    stream_bytes += static_cast<int64_t>(sequence.x_TD.nbytes());
+  }
+  if (thin) my_rows = static_cast<int64_t>(static_cast<double>(my_rows) * share);
   FitOptions fit_options = options.fit;
   fit_options.with_intercept = adapter.options().bias == AdapterBias::per_head;
   std::vector<LayerFit> fits(static_cast<size_t>(a.num_layers));
@@ -198,31 +233,26 @@ WarmStartResult warm_start(WeightSource& source, Adapter& adapter, const Evictio
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     if (stop()) throw Interrupted("stopped during the warm start; nothing of it is kept");
     const LayerWeights weights = source.layer(layer);
-    std::vector<at::Tensor> features, scale, importance, weight;
-    int64_t bytes = 0;
+    JoinedRows features(my_rows, a.hidden_size), scale(my_rows, a.num_kv_heads);
+    JoinedRows importance(my_rows, a.num_kv_heads), weight(my_rows, 1);
     for (CalibrationSequence& sequence : sequences) {
       FitRows seen = observe_layer(a, weights, adapter, eviction, layer, rope, sequence, true);
       if (thin) seen = thinned(seen, layer, sequence.sample, pilot, share, fit_options);
-      // Rows twice: in parts and, for the fit, joined.
-      bytes +=
-          static_cast<int64_t>(sequence.x_TD.nbytes() + 2 * (seen.features_ND.nbytes() + seen.importance_NG.nbytes()));
-      features.push_back(std::move(seen.features_ND));
-      if (scaled) scale.push_back(std::move(seen.scale_NG));
-      importance.push_back(std::move(seen.importance_NG));
-      if (thin) weight.push_back(seen.weight_N.unsqueeze(1));
+      features.append(seen.features_ND);
+      if (scaled) scale.append(seen.scale_NG);
+      importance.append(seen.importance_NG);
+      if (thin) weight.append(seen.weight_N.unsqueeze(1));
     }
-    result.bytes = std::max(result.bytes, bytes);
+    result.bytes = std::max(result.bytes, stream_bytes + features.bytes() + importance.bytes());
     const int64_t owner = layer % ranks.size();
-    const auto to_owner = [&](const std::vector<at::Tensor>& parts, int64_t columns) {
-      const at::Tensor rows = parts.empty() ? at::empty({0, columns}, at::kFloat) : at::cat(parts);
-      if (ranks.size() == 1) return rows;  // stays on its device
-      return ranks.gather_rows(rows.to(at::kCPU), owner, "the warm start's rows of layer " + std::to_string(layer));
+    const auto to_owner = [&](JoinedRows joined) {  // which is gone afterwards
+      if (ranks.size() == 1) return joined.rows();  // stays on its device
+      return ranks.gather_rows(joined.rows().to(at::kCPU), owner,
+                               "the warm start's rows of layer " + std::to_string(layer));
     };
-    FitRows rows{to_owner(features, a.hidden_size), {}, {}, {}};
-    features.clear();
-    rows.importance_NG = to_owner(importance, a.num_kv_heads);
-    if (scaled) rows.scale_NG = to_owner(scale, a.num_kv_heads);
-    const at::Tensor weight_N1 = thin ? to_owner(weight, 1) : at::Tensor();
+    FitRows rows{to_owner(std::move(features)), {}, to_owner(std::move(importance)), {}};
+    if (scaled) rows.scale_NG = to_owner(std::move(scale));
+    const at::Tensor weight_N1 = thin ? to_owner(std::move(weight)) : at::Tensor();
     if (owner == ranks.rank()) {
       if (thin) rows.weight_N = weight_N1.squeeze(1);
       mine = std::move(rows);

@@ -88,6 +88,19 @@ TEST_F(PlanTest, SaysWhatToChangeWhenItDoesNotFit) {
   EXPECT_FALSE(plan(small + at + std::to_string(largest + 1024)).at("fits"));
 }
 
+TEST_F(PlanTest, SuggestsTheLargestBatchThatFits) {
+  const std::string arguments =
+      "--device h100 warm_start.tokens=0 trainer.sequence_length=4096 trainer.placement=replicate "
+      "trainer.activation_checkpointing=full trainer.global_batch=";
+  const json two = plan(arguments + "2");
+  const int64_t room = two["process_bytes"].get<int64_t>() + two["per_rank_bytes"]["total"].get<int64_t>();
+  sandbox_.write("small.json", json({{"memory_bytes", room}}).dump());
+  const json five = plan(arguments + "5 --rates small.json");
+  EXPECT_FALSE(five.at("fits"));
+  EXPECT_NE(five.at("suggestions").dump().find("\"trainer.global_batch=2\""), std::string::npos)
+      << five.at("suggestions");
+}
+
 TEST_F(PlanTest, RatesOfAnotherShapeAreTheUsersMistake) {
   sandbox_.write("rates.json", R"({"gemm_flops_per_s": "fast"})");
   const ChildResult result = dms("plan run.yaml --device h100 --rates rates.json");
