@@ -35,8 +35,8 @@ RANDOM_MODELS = {
 ON_ONE_RANK = [("replicate", 1, "none"), ("replicate", 1, "selective"), ("replicate", 1, "full"), ("host", 1, "full")]
 ON_TWO_RANKS = [("replicate", 2, "none"), ("shard", 2, "full")]
 WARM_START = ("replicate", 1, "full", "warm_start.tokens=16384")
-# Not among the quick ones: "weights" with placement host, where 7 to 11 MiB are not accounted for (6% of so little), and
-# with shard, where the same programs took 3% more than planned at one time and 14% at another on one machine.
+# Not among the quick ones: "weights", which with shard took 2% more than planned at one time and 14% at another on one
+# machine.
 QUICK = {"activations": [("replicate", 1, "none"), ("replicate", 1, "selective")],
          "head": [("replicate", 1, "full"), ("shard", 2, "full")]}
 # Small, but of sizes for which matrix products take the same code as a model's.
