@@ -63,14 +63,10 @@ LayerWeights StreamedWeights::layer(int64_t index) {
     forget_next();
     next_ = start(index);
   }
-  current_ = std::exchange(next_, {});
-  try {
-    current_.copied.get();
-  } catch (...) {
-    current_ = {};
-    throw;
-  }
+  Passing arriving = std::exchange(next_, {});
+  arriving.copied.get();
   upload_.wait_on_device();
+  current_ = std::move(arriving);
   if (const int64_t after = layer_after(before, index); after >= 0) next_ = start(after);
   return current_.weights;
 }
