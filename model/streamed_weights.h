@@ -17,7 +17,7 @@ namespace dms {
 class StreamedWeights final : public WeightSource {
  public:
   // `piece_bytes`: of pinned memory, twice.
-  StreamedWeights(std::unique_ptr<WeightSource> source, at::Device device, int64_t piece_bytes = int64_t{32} << 20);
+  StreamedWeights(std::unique_ptr<WeightSource> source, at::Device device, int64_t piece_bytes = Upload::kPieceBytes);
   ~StreamedWeights() override;
 
   const Architecture& architecture() const override { return source_->architecture(); }

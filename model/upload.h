@@ -17,7 +17,8 @@ namespace dms {
 // follows the wait_on_device() of the upload before it.
 class Upload {
  public:
-  Upload(at::Device device, int64_t piece_bytes);
+  static constexpr int64_t kPieceBytes = int64_t{32} << 20;
+  explicit Upload(at::Device device, int64_t piece_bytes = kPieceBytes);
 
   // The copies that follow write into memory that the device may use until it has done what it was given so far.
   void begin();

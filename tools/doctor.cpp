@@ -184,11 +184,11 @@ Check check_gpu_memory(at::Device device) {
 
 // Weights that have no room on a GPU (placement: host) go there like this.
 Check check_copies(at::Device device) {
-  constexpr int64_t kBytes = int64_t{256} << 20, kPieceBytes = int64_t{32} << 20;
+  constexpr int64_t kBytes = int64_t{256} << 20;
   Check check{"copies from the host to " + device.str(), true, "", ""};
   const at::Tensor from = at::arange(kBytes / 8, at::kLong);
   const at::Tensor to = at::empty_like(from, from.options().device(device));
-  Upload upload(device, kPieceBytes);
+  Upload upload(device);
   for (int round = 0; round < 3; ++round) {
     to.zero_();
     synchronize(device);
