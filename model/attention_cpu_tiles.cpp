@@ -1,8 +1,9 @@
 #include "model/attention_cpu_tiles.h"
 
+#include <ATen/native/CPUBlas.h>
+
 #include <algorithm>
 #include <limits>
-#include <optional>
 
 #include "model/attention_tile.h"
 #include "model/parallel_tasks.h"
@@ -14,11 +15,28 @@ namespace {
 // Gradients of keys are summed in this many separate runs over the blocks of a head, so that a head's blocks can run
 // side by side.  A constant, because the order of summation follows from it.
 constexpr int64_t kStripes = 4;
-// Elements of a tile.  The backward pass works on two: in float32 they fill 384 KiB of the second-level cache.
-constexpr int64_t kTileElements = 48 * 1024;
-constexpr int64_t kFewestTileKeys = 64;
+// Elements of a tile.  The backward pass works on two: in float32 they fill 1 MiB, a second-level cache.
+constexpr int64_t kTileElements = 128 * 1024;
+// Keys are laid out, and tiles begin, in panels of so many.
+constexpr int64_t kPanelKeys = 64;
 
-int64_t round_up(int64_t x) { return (x + kTilePadding - 1) / kTilePadding * kTilePadding; }
+// out_MN = a_MK b_KN, or that much more of it; rows of all three are contiguous.  In float32 through the small-matrix
+// kernels that LibTorch's own attention in bfloat16 is made of: they pack nothing, and reach 108 to 114 GFLOP/s on a core
+// where at::mm of the same tiles reaches 92.  Such a kernel is compiled for each set of sizes and strides that occurs, so
+// callers keep to few.
+enum class Product { replaces, adds };
+void multiply(const at::Tensor& a_MK, const at::Tensor& b_KN, Product product, at::Tensor out_MN) {
+  const bool adds = product == Product::adds;
+  if (out_MN.scalar_type() == at::kFloat) {
+    at::native::cpublas::brgemm(a_MK.size(0), b_KN.size(1), a_MK.size(1), a_MK.stride(0), b_KN.stride(0),
+                                out_MN.stride(0), adds, a_MK.const_data_ptr<float>(), b_KN.const_data_ptr<float>(),
+                                out_MN.mutable_data_ptr<float>(), /*is_vnni=*/false);
+  } else if (adds) {
+    out_MN.addmm_(a_MK, b_KN);
+  } else {
+    at::mm_out(out_MN, a_MK, b_KN);
+  }
+}
 
 struct Block {
   int64_t begin, end;   // queries
@@ -58,15 +76,23 @@ void run_by_cost(std::vector<Task> tasks, const Run& run) {
   });
 }
 
-// Keys of one KV head in the order in which tiles visit them; the bias has room for a tile's padding.
-struct Keys {
-  at::Tensor k_Kd, v_Kd, bias_K;
+// Keys or values of one KV head in the order in which tiles visit them.
+struct Vectors {
+  at::Tensor rows_Kd;     // padded with zeros to whole panels
+  at::Tensor panels_PdK;  // the same, each panel transposed
 };
+struct Keys {
+  Vectors k, v;
+  int64_t num_keys() const { return bias_K.size(0) - kTilePadding; }
+  at::Tensor bias_K;  // with room for a tile's padding
+};
+
+enum class Pass { forward, backward };
 
 // One sequence as the tiles need it: contiguous, in the tiles' type.
 class Problem {
  public:
-  Problem(const AttentionTensors& in, int64_t window, const Survivors* survivors, double scale)
+  Problem(const AttentionTensors& in, int64_t window, const Survivors* survivors, double scale, Pass pass)
       : options(in.q_BHTd.options().dtype(in.q_BHTd.scalar_type() == at::kDouble ? at::kDouble : at::kFloat)),
         window(std::min(window, in.q_BHTd.size(2))),
         scale(scale),
@@ -74,17 +100,17 @@ class Problem {
         num_kv_heads(in.k_BGTd.size(1)),
         repeats(in.q_BHTd.size(1) / num_kv_heads),
         head_dim(in.q_BHTd.size(3)),
-        q_GRTd(grouped(in.q_BHTd) * scale) {
+        q_GRTd(grouped(in.q_BHTd) * scale),
+        pass_(pass) {
     for (int64_t g = 0; g < num_kv_heads; ++g) {
-      const at::Tensor k_Td = in.k_BGTd.select(0, 0).select(0, g).to(options.dtype()).contiguous();
-      const at::Tensor v_Td = in.v_BGTd.select(0, 0).select(0, g).to(options.dtype()).contiguous();
+      const at::Tensor k_Td = in.k_BGTd.select(0, 0).select(0, g), v_Td = in.v_BGTd.select(0, 0).select(0, g);
       const at::Tensor bias_T =
           in.bias_BGT.defined() ? in.bias_BGT.select(0, 0).select(0, g) : at::zeros({num_tokens}, options);
-      local.push_back({k_Td, v_Td, padded(bias_T)});
+      local.push_back(in_order(k_Td, v_Td, bias_T));
       if (survivors != nullptr) {
         const at::Tensor& keys = survivors->keys(g);
         gathered.push_back(
-            {k_Td.index_select(0, keys), v_Td.index_select(0, keys), padded(bias_T.index_select(0, keys))});
+            in_order(k_Td.index_select(0, keys), v_Td.index_select(0, keys), bias_T.index_select(0, keys)));
       } else {
         gathered.push_back({});
       }
@@ -102,7 +128,7 @@ class Problem {
   }
   // Keys of a tile and the elements of one: as many keys as the block's rows leave room for.
   int64_t tile_keys() const {
-    return std::max(kFewestTileKeys, kTileElements / (repeats * kCpuBlockRows) / kTilePadding * kTilePadding);
+    return std::max<int64_t>(1, kTileElements / (repeats * kCpuBlockRows) / kPanelKeys) * kPanelKeys;
   }
   int64_t tile_elements() const { return repeats * kCpuBlockRows * tile_keys(); }
 
@@ -110,11 +136,9 @@ class Problem {
   template <class Visit>
   void for_tiles(int64_t g, const Block& block, const Visit& visit) const {
     const auto run = [&](bool is_gathered, int64_t begin, int64_t end) {
-      const int64_t count = (end - begin + tile_keys() - 1) / tile_keys();
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t first = begin + (end - begin) * i / count, last = begin + (end - begin) * (i + 1) / count;
-        const int64_t width = last - first;
-        AttentionTile tile{repeats, block.num_rows(), width, round_up(width), width, width};
+      for (int64_t first = begin; first < end; first += tile_keys()) {
+        const int64_t width = std::min(tile_keys(), end - first);
+        AttentionTile tile{repeats, block.num_rows(), width, tile_keys(), width, width};
         if (!is_gathered) {
           tile.first_visible = block.begin + 1 - first;
           tile.first_far = block.begin - window - first;
@@ -135,14 +159,37 @@ class Problem {
   std::vector<std::vector<Block>> blocks;  // per KV head
 
  private:
-  at::Tensor padded(const at::Tensor& bias) const {
-    return at::constant_pad_nd(bias.to(options.dtype()), {0, kTilePadding}, 0.0);
+  // Forward, scores are products with the keys' panels and outputs with the values' rows; backward, gradients of
+  // probabilities with the values' panels and those of queries with the keys' rows.
+  Keys in_order(const at::Tensor& k_Kd, const at::Tensor& v_Kd, const at::Tensor& bias_K) const {
+    const auto rows = [&](const at::Tensor& x_Kd) {
+      const int64_t count = x_Kd.size(0), padding = (count + kPanelKeys - 1) / kPanelKeys * kPanelKeys - count;
+      return at::constant_pad_nd(x_Kd.to(options.dtype()), {0, 0, 0, padding}, 0.0);
+    };
+    const auto panels = [&](const at::Tensor& rows_Kd) {
+      return rows_Kd.unflatten(0, {-1, kPanelKeys}).transpose(1, 2).contiguous();
+    };
+    const at::Tensor k_rows = rows(k_Kd), v_rows = rows(v_Kd);
+    const at::Tensor bias = at::constant_pad_nd(bias_K.to(options.dtype()), {0, kTilePadding}, 0.0);
+    if (pass_ == Pass::forward) return {{{}, panels(k_rows)}, {v_rows, {}}, bias};
+    return {{k_rows, panels(k_rows)}, {{}, panels(v_rows)}, bias};
   }
+
+  Pass pass_;
 };
 
-// [rows, width] of a scratch tensor, rows tile.stride apart.
+// [rows, padded width] of a scratch tensor, rows tile.stride apart.
 at::Tensor tile_view(const at::Tensor& scratch, const AttentionTile& tile) {
-  return scratch.as_strided({tile.heads * tile.rows, tile.width}, {tile.stride, 1});
+  return scratch.as_strided({tile.heads * tile.rows, tile.padded_width()}, {tile.stride, 1}, scratch.storage_offset());
+}
+
+// tile_NK = x_Nd times the vectors from `first` on, the beginning of a panel.
+void multiply_panels(const at::Tensor& x_Nd, const Vectors& vectors, int64_t first, const at::Tensor& tile_NK) {
+  for (int64_t begin = 0; begin < tile_NK.size(1); begin += kPanelKeys) {
+    const int64_t width = std::min(kPanelKeys, tile_NK.size(1) - begin);
+    multiply(x_Nd, vectors.panels_PdK.select(0, (first + begin) / kPanelKeys).slice(1, 0, width), Product::replaces,
+             tile_NK.slice(1, begin, begin + width));
+  }
 }
 
 template <class Real>
@@ -155,12 +202,12 @@ void forward_block(const Problem& p, int64_t g, const Block& block, const at::Te
   const at::Tensor sum_N = at::zeros({num_rows}, p.options);
   const at::Tensor scratch = at::empty({p.tile_elements()}, p.options);
   p.for_tiles(g, block, [&](const Keys& keys, bool, int64_t first, const AttentionTile& tile) {
-    at::Tensor score_NK = tile_view(scratch, tile);
-    at::mm_out(score_NK, q_Nd, keys.k_Kd.slice(0, first, first + tile.width).t());
+    const at::Tensor score_NK = tile_view(scratch, tile);
+    multiply_panels(q_Nd, keys.k, first, score_NK);
     softmax_tile<Real>(tile, keys.bias_K.const_data_ptr<Real>() + first, scratch.mutable_data_ptr<Real>(),
                        max_N.mutable_data_ptr<Real>(), sum_N.mutable_data_ptr<Real>(), out_Nd.mutable_data_ptr<Real>(),
                        p.head_dim);
-    out_Nd.addmm_(score_NK, keys.v_Kd.slice(0, first, first + tile.width));
+    multiply(score_NK, keys.v.rows_Kd.slice(0, first, first + tile.padded_width()), Product::adds, out_Nd);
   });
   const auto place = [&](const at::Tensor& result_GRT, const at::Tensor& rows_N) {
     result_GRT.select(0, g).slice(1, block.begin, block.end).copy_(rows_N.unflatten(0, {p.repeats, block.num_rows()}));
@@ -187,7 +234,7 @@ struct StripeGradients {
   StripeGradients(const Problem& p, int64_t g)
       : local(p.num_tokens, p.head_dim, p.options),
         gathered(
-            p.gathered[static_cast<size_t>(g)].k_Kd.defined() ? p.gathered[static_cast<size_t>(g)].k_Kd.size(0) : 0,
+            p.gathered[static_cast<size_t>(g)].bias_K.defined() ? p.gathered[static_cast<size_t>(g)].num_keys() : 0,
             p.head_dim, p.options) {}
   KeyGradients local, gathered;
 };
@@ -205,17 +252,19 @@ void backward_block(const Problem& p, int64_t g, const Block& block, const Backw
   const at::Tensor dq_Nd = at::zeros_like(q_Nd);
   p.for_tiles(g, block, [&](const Keys& keys, bool is_gathered, int64_t first, const AttentionTile& tile) {
     KeyGradients& of_keys = is_gathered ? total.gathered : total.local;
-    const auto rows = [&](const at::Tensor& x_Kd) { return x_Kd.slice(0, first, first + tile.width); };
-    const at::Tensor k_Kd = rows(keys.k_Kd);
-    at::Tensor p_NK = tile_view(scratch.select(0, 0), tile), ds_NK = tile_view(scratch.select(0, 1), tile);
-    at::mm_out(p_NK, q_Nd, k_Kd.t());
-    at::mm_out(ds_NK, dout_Nd, rows(keys.v_Kd).t());
+    const at::Tensor p_NK = tile_view(scratch.select(0, 0), tile), ds_NK = tile_view(scratch.select(0, 1), tile);
+    multiply_panels(q_Nd, keys.k, first, p_NK);
+    multiply_panels(dout_Nd, keys.v, first, ds_NK);
     gradient_tile<Real>(tile, keys.bias_K.const_data_ptr<Real>() + first, lse_N.const_data_ptr<Real>(),
                         delta_N.const_data_ptr<Real>(), p_NK.mutable_data_ptr<Real>(), ds_NK.mutable_data_ptr<Real>(),
                         of_keys.dbias_K.mutable_data_ptr<Real>() + first);
-    rows(of_keys.dv_Kd).addmm_(p_NK.t(), dout_Nd);
-    rows(of_keys.dk_Kd).addmm_(ds_NK.t(), q_Nd);
-    dq_Nd.addmm_(ds_NK, k_Kd);
+    // A transposed factor: the library packs it.
+    const auto add_to = [&](const at::Tensor& gradient_Kd, const at::Tensor& tile_NK, const at::Tensor& x_Nd) {
+      gradient_Kd.slice(0, first, first + tile.width).addmm_(tile_NK.slice(1, 0, tile.width).t(), x_Nd);
+    };
+    add_to(of_keys.dv_Kd, p_NK, dout_Nd);
+    add_to(of_keys.dk_Kd, ds_NK, q_Nd);
+    multiply(ds_NK, keys.k.rows_Kd.slice(0, first, first + tile.padded_width()), Product::adds, dq_Nd);
   });
   all.dq_GRTd.select(0, g)
       .slice(1, block.begin, block.end)
@@ -230,7 +279,7 @@ auto for_real(at::ScalarType dtype, const Run& run) {
 }  // namespace
 
 FlashOutput cpu_tiled_attention(const AttentionTensors& in, int64_t window, const Survivors* survivors, double scale) {
-  const Problem p(in, window, survivors, scale);
+  const Problem p(in, window, survivors, scale, Pass::forward);
   const at::Tensor out_GRTd = at::empty_like(p.q_GRTd);
   const at::Tensor lse_GRT = at::empty({p.num_kv_heads, p.repeats, p.num_tokens}, p.options);
   std::vector<Task> tasks;
@@ -249,18 +298,22 @@ FlashOutput cpu_tiled_attention(const AttentionTensors& in, int64_t window, cons
 AttentionGradients cpu_tiled_attention_backward(const at::Tensor& dout_BHTd, const AttentionTensors& in,
                                                 const FlashOutput& merged, int64_t window, const Survivors* survivors,
                                                 double scale) {
-  const Problem p(in, window, survivors, scale);
+  const Problem p(in, window, survivors, scale, Pass::backward);
   BackwardRows rows{p.grouped(dout_BHTd), {}, p.grouped(merged.lse_BHT), at::empty_like(p.q_GRTd)};
   rows.delta_GRT = at::sum(rows.dout_GRTd * p.grouped(merged.out_BHTd), -1);
 
-  std::vector<std::optional<StripeGradients>> stripes(static_cast<size_t>(p.num_kv_heads * kStripes));
+  // Made here, not by the tasks: of memory that other threads free, malloc gives more back to the system.
+  std::vector<StripeGradients> stripes;
   std::vector<Task> tasks;
   for (int64_t g = 0; g < p.num_kv_heads; ++g) {
-    for (int64_t stripe = 0; stripe < kStripes; ++stripe) tasks.push_back({1, g, stripe});
+    for (int64_t stripe = 0; stripe < kStripes; ++stripe) {
+      stripes.emplace_back(p, g);
+      tasks.push_back({1, g, stripe});
+    }
   }
   run_by_cost(tasks, [&](int64_t g, int64_t stripe) {
     const at::Tensor scratch = at::empty({2, p.tile_elements()}, p.options);
-    StripeGradients& total = stripes[static_cast<size_t>(g * kStripes + stripe)].emplace(p, g);
+    StripeGradients& total = stripes[static_cast<size_t>(g * kStripes + stripe)];
     const std::vector<Block>& blocks = p.blocks[static_cast<size_t>(g)];
     for (size_t b = static_cast<size_t>(stripe); b < blocks.size(); b += kStripes) {
       for_real(p.options.dtype().toScalarType(),
@@ -274,9 +327,9 @@ AttentionGradients cpu_tiled_attention_backward(const at::Tensor& dout_BHTd, con
   std::vector<Task> heads;
   for (int64_t g = 0; g < p.num_kv_heads; ++g) heads.push_back({1, g, 0});
   run_by_cost(heads, [&](int64_t g, int64_t) {
-    StripeGradients& total = *stripes[static_cast<size_t>(g * kStripes)];
+    StripeGradients& total = stripes[static_cast<size_t>(g * kStripes)];
     for (int64_t stripe = 1; stripe < kStripes; ++stripe) {
-      const StripeGradients& part = *stripes[static_cast<size_t>(g * kStripes + stripe)];
+      const StripeGradients& part = stripes[static_cast<size_t>(g * kStripes + stripe)];
       total.local.add(part.local);
       total.gathered.add(part.gathered);
     }

@@ -27,7 +27,7 @@ struct VectorOf<double> {
   using Type = F64x8;
   using Index = I64x8;
 };
-static_assert(kLanes == kTilePadding);
+static_assert(kTilePadding % kLanes == 0);
 
 template <class Vector, class Real>
 DMS_INLINE Vector load(const Real* from) {
@@ -123,7 +123,7 @@ DMS_INLINE void softmax_row(const RowExtent<Real>& extent, const AttentionTile& 
     store(score + j, x);
     total += x;
   }
-  std::fill(score + end, score + std::max(end, tile.width), Real(0));
+  std::fill(score + end, score + tile.padded_width(), Real(0));
   Real sum = 0;
   for (int64_t i = 0; i < kLanes; ++i) sum += total[i];
   const Real correction = std::exp(row_max - largest);
@@ -148,8 +148,8 @@ DMS_INLINE void gradient_row(const RowExtent<Real>& extent, const AttentionTile&
       store(dbias + j, load<Vector>(dbias + j) + (part() == Part::far ? ds : extent.where_far(j, ds)));
     }
   });
-  std::fill(score + end, score + std::max(end, tile.width), Real(0));
-  std::fill(dprobability + end, dprobability + std::max(end, tile.width), Real(0));
+  std::fill(score + end, score + tile.padded_width(), Real(0));
+  std::fill(dprobability + end, dprobability + tile.padded_width(), Real(0));
 }
 
 template <class Real>
@@ -159,7 +159,7 @@ DMS_INLINE void softmax_rows(const AttentionTile& tile, const Real* bias, Real* 
     for (int64_t i = 0; i < tile.rows; ++i, ++r) {
       const RowExtent<Real> extent(tile, i);
       if (extent.visible() == 0) {
-        std::fill_n(score + r * tile.stride, tile.width, Real(0));
+        std::fill_n(score + r * tile.stride, tile.padded_width(), Real(0));
       } else {
         softmax_row(extent, tile, bias, score + r * tile.stride, row_max[r], row_sum[r], out + r * head_dim, head_dim);
       }

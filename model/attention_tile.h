@@ -9,16 +9,17 @@
 
 namespace dms {
 
-// Tiles are worked on in whole vectors: strides are multiples of this many elements, and the arrays of a tile's biases
-// can be read and written that far beyond its width.
-inline constexpr int64_t kTilePadding = 8;
+// Tiles are worked on in whole vectors: in memory their width, their stride and the arrays of their biases go on to a
+// multiple of so many elements.
+inline constexpr int64_t kTilePadding = 16;
 
 struct AttentionTile {
+  int64_t padded_width() const { return (width + kTilePadding - 1) / kTilePadding * kTilePadding; }
   int64_t heads, rows, width, stride;
   int64_t first_visible, first_far;  // may be negative or beyond the width
 };
 
-// Online softmax.  score: scaled q . k in, exp(score + bias - row_max) out, zero where a key is not visible.  row_max
+// Online softmax.  score: scaled q . k in, exp(score + bias - row_max) out, zero where a key is not visible and in the padding.  row_max
 // [heads * rows] and row_sum are brought up to date, and out [heads * rows, head_dim], the sum of weights times values of
 // the tiles before, is rescaled to the new maximum.  Start from row_max -inf, row_sum 0, out 0.
 template <class Real>
@@ -26,7 +27,7 @@ void softmax_tile(const AttentionTile& tile, const Real* bias, Real* score, Real
                   int64_t head_dim);
 
 // score: scaled q . k in, probabilities P = exp(score + bias - logsumexp) out.  dprobability: dOut . v in,
-// dS = P * (dprobability - delta) out.  Adds the column sums of dS over far pairs to dbias [width].
+// dS = P * (dprobability - delta) out, both zero in the padding.  Adds the column sums of dS over far pairs to dbias [width].
 template <class Real>
 void gradient_tile(const AttentionTile& tile, const Real* bias, const Real* logsumexp, const Real* delta, Real* score,
                    Real* dprobability, Real* dbias);
