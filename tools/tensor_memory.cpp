@@ -2,6 +2,7 @@
 
 #include <c10/core/CPUAllocator.h>
 #include <malloc.h>
+#include <sys/mman.h>
 
 #include <climits>
 #include <cstdint>
@@ -13,8 +14,19 @@ namespace {
 
 constexpr size_t kAlignment = 64;  // what LibTorch's kernels expect
 
+// malloc maps blocks from here on one by one, the largest limit that it accepts, and they fault in anew each time.
+constexpr int kMappedBytes = 32 << 20;
+constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+
 // The word before a tensor's data says where its block begins.  malloc's own alignment, 16, leaves room for it.
 void*& block_of(void* data) { return static_cast<void**>(data)[-1]; }
+
+// In huge pages that is a five-hundredth of the faults.  Advice: where there are none, nothing changes.
+void ask_for_huge_pages(void* block, size_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(block), first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (begin + bytes) / kHugePage * kHugePage;
+  madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+}
 
 void free_data(void* data) {
   if (data != nullptr) std::free(block_of(data));
@@ -29,6 +41,7 @@ class ReusableMemory final : public c10::Allocator {
       TORCH_CHECK(bytes < SIZE_MAX - kAlignment, "a tensor of ", bytes, " bytes");
       void* block = std::malloc(bytes + kAlignment);
       TORCH_CHECK_WITH(OutOfMemoryError, block != nullptr, "out of memory: no room for a tensor of ", bytes, " bytes");
+      if (bytes >= kMappedBytes) ask_for_huge_pages(block, bytes);
       const auto address = reinterpret_cast<uintptr_t>(block);
       data = reinterpret_cast<void*>((address / kAlignment + 1) * kAlignment);
       block_of(data) = block;
@@ -42,8 +55,7 @@ class ReusableMemory final : public c10::Allocator {
 }  // namespace
 
 void use_reusable_tensor_memory() {
-  constexpr int largest_accepted = 32 << 20;
-  mallopt(M_MMAP_THRESHOLD, largest_accepted);
+  mallopt(M_MMAP_THRESHOLD, kMappedBytes);
   mallopt(M_TRIM_THRESHOLD, INT_MAX);
   static ReusableMemory memory;
   constexpr uint8_t kBeforeTheDefault = 1;
