@@ -11,13 +11,36 @@ at::Tensor project_heads(const at::Tensor& normed_TD, const at::Tensor& weight, 
   return linear(normed_TD, weight, bias).view({normed_TD.size(0), num_heads, head_dim});
 }
 
-struct MlpInner {
-  at::Tensor gate_TI, up_TI;
-};
+// Calls visit(index, begin, end) for every piece of the rows that the MLP takes at a time.
+template <class Visit>
+void for_mlp_pieces(int64_t num_rows, const Visit& visit) {
+  const int64_t count = (num_rows + kMlpRows - 1) / kMlpRows;
+  for (int64_t i = 0; i < count; ++i) visit(i, num_rows * i / count, num_rows * (i + 1) / count);
+}
 
-MlpInner mlp_inner(const Architecture& a, const LayerWeights& w, const at::Tensor& y_TD, Linear linear) {
-  const at::Tensor normed_TD = rms_norm(y_TD, w.post_norm, a.rms_norm_eps);
-  return {linear(normed_TD, w.gate_proj, {}), linear(normed_TD, w.up_proj, {})};
+MlpInner mlp_inner(const Architecture& a, const LayerWeights& w, const at::Tensor& y_nD, Linear linear) {
+  const at::Tensor normed_nD = rms_norm(y_nD, w.post_norm, a.rms_norm_eps);
+  return {linear(normed_nD, w.gate_proj, {}), linear(normed_nD, w.up_proj, {})};
+}
+
+// out_TD = y_TD + MLP(RMSNorm(y_TD)); the two may be one.  Leaves the inner projections in `kept` unless it is null.
+void add_mlp(const Architecture& a, const LayerWeights& w, const at::Tensor& y_TD, const at::Tensor& out_TD,
+             std::vector<MlpInner>* kept, Linear linear) {
+  for_mlp_pieces(y_TD.size(0), [&](int64_t, int64_t begin, int64_t end) {
+    const at::Tensor y_nD = y_TD.slice(0, begin, end);
+    at::Tensor out_nD = out_TD.slice(0, begin, end);
+    MlpInner inner = mlp_inner(a, w, y_nD, linear);
+    at::add_out(out_nD, linear(at::silu(inner.gate_nI).mul_(inner.up_nI), w.down_proj, {}), y_nD);
+    if (kept != nullptr) kept->push_back(std::move(inner));
+  });
+}
+
+// Gradient of the MLP's normalised input, from that of its output.
+at::Tensor mlp_backward(const LayerWeights& w, const MlpInner& inner, const at::Tensor& dout_nD) {
+  at::Tensor dinner_nI = at::matmul(dout_nD, w.down_proj);
+  const at::Tensor dup_nI = at::silu(inner.gate_nI).mul_(dinner_nI);
+  const at::Tensor dgate_nI = at::silu_backward(dinner_nI.mul_(inner.up_nI), inner.gate_nI);
+  return at::matmul(dgate_nI, w.gate_proj).addmm_(dup_nI, w.up_proj);
 }
 
 // Gradient of rms_norm with respect to x:  r (u - x r^2 mean(u x)),  u = dout * weight,  r = 1 / rms(x).
@@ -61,30 +84,42 @@ AttentionInputs attention_inputs(const Architecture& a, const LayerWeights& w, c
   return {head_major(q_THd), head_major(apply_rope(k_TGd, rope)), head_major(v_TGd)};
 }
 
-at::Tensor finish_layer(const Architecture& a, const LayerWeights& w, const at::Tensor& x_TD,
-                        const at::Tensor& attention_BHTd, FinishState* state, Linear linear) {
+at::Tensor add_attention(const Architecture& a, const LayerWeights& w, const at::Tensor& x_TD,
+                         const at::Tensor& attention_BHTd, Linear linear) {
   const at::NoGradGuard no_grad;
   const at::Tensor attention_TF =
       attention_BHTd.squeeze(0).transpose(0, 1).reshape({x_TD.size(0), a.num_heads * a.head_dim});
-  FinishState own;
-  FinishState& s = state != nullptr ? *state : own;
-  s.y_TD = linear(attention_TF, w.o_proj, {}).add_(x_TD);
-  const MlpInner mlp = mlp_inner(a, w, s.y_TD, linear);
-  s.gate_TI = mlp.gate_TI;
-  s.up_TI = mlp.up_TI;
-  return linear(at::silu(mlp.gate_TI).mul_(mlp.up_TI), w.down_proj, {}).add_(s.y_TD);
+  return linear(attention_TF, w.o_proj, {}).add_(x_TD);
+}
+
+at::Tensor finish_layer(const Architecture& a, const LayerWeights& w, const at::Tensor& x_TD,
+                        const at::Tensor& attention_BHTd, Linear linear) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor y_TD = add_attention(a, w, x_TD, attention_BHTd, linear);
+  add_mlp(a, w, y_TD, y_TD, nullptr, linear);
+  return y_TD;
+}
+
+at::Tensor finish_layer(const Architecture& a, const LayerWeights& w, const at::Tensor& x_TD,
+                        const at::Tensor& attention_BHTd, KeptOfMlp kept, FinishState& state) {
+  const at::NoGradGuard no_grad;
+  state = {add_attention(a, w, x_TD, attention_BHTd), {}};
+  const at::Tensor out_TD = at::empty_like(state.y_TD);
+  add_mlp(a, w, state.y_TD, out_TD, kept == KeptOfMlp::nothing ? nullptr : &state.mlp, library_linear);
+  return out_TD;
 }
 
 FinishGradients finish_layer_backward(const Architecture& a, const LayerWeights& w, const FinishState& state,
                                       const at::Tensor& dout_TD) {
   const at::NoGradGuard no_grad;
-  const MlpInner mlp =
-      state.gate_TI.defined() ? MlpInner{state.gate_TI, state.up_TI} : mlp_inner(a, w, state.y_TD, library_linear);
-  at::Tensor dinner_TI = at::matmul(dout_TD, w.down_proj);
-  const at::Tensor dup_TI = at::silu(mlp.gate_TI).mul_(dinner_TI);
-  const at::Tensor dgate_TI = at::silu_backward(dinner_TI.mul_(mlp.up_TI), mlp.gate_TI);
-  const at::Tensor dnormed_TD = at::matmul(dgate_TI, w.gate_proj).addmm_(dup_TI, w.up_proj);
-  at::Tensor dy_TD = rms_norm_backward(dnormed_TD, state.y_TD, w.post_norm, a.rms_norm_eps).add_(dout_TD);
+  const at::Tensor dy_TD = at::empty_like(dout_TD);
+  for_mlp_pieces(dout_TD.size(0), [&](int64_t i, int64_t begin, int64_t end) {
+    const at::Tensor y_nD = state.y_TD.slice(0, begin, end), dout_nD = dout_TD.slice(0, begin, end);
+    at::Tensor dy_nD = dy_TD.slice(0, begin, end);
+    const at::Tensor dnormed_nD = mlp_backward(
+        w, state.mlp.empty() ? mlp_inner(a, w, y_nD, library_linear) : state.mlp[static_cast<size_t>(i)], dout_nD);
+    at::add_out(dy_nD, rms_norm_backward(dnormed_nD, y_nD, w.post_norm, a.rms_norm_eps), dout_nD);
+  });
   const at::Tensor dattention_TF = at::matmul(dy_TD, w.o_proj);
   return {dy_TD, dattention_TF.view({dy_TD.size(0), a.num_heads, a.head_dim}).transpose(0, 1).unsqueeze(0)};
 }

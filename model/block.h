@@ -10,6 +10,9 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
+#include <vector>
+
 #include "model/architecture.h"
 #include "model/linear.h"
 #include "model/rope.h"
@@ -39,16 +42,31 @@ AttentionInputs attention_inputs(const Architecture& architecture, const LayerWe
                                  const at::Tensor& normed_TD, const RopeTables& rope, const QueryEdit& edit,
                                  Linear linear = library_linear);
 
-// What the backward pass of a layer's second half reads.  `gate_TI` and `up_TI` may be dropped: they are computed again.
-struct FinishState {
-  at::Tensor y_TD;            // the residual stream between attention and MLP
-  at::Tensor gate_TI, up_TI;  // the MLP's two inner projections
-  void drop_mlp() { gate_TI.reset(), up_TI.reset(); }
+// The MLP's two inner projections of some rows.
+struct MlpInner {
+  at::Tensor gate_nI, up_nI;
 };
 
-// x_TD: the layer's input; attention_BHTd: [1, H, T, d].  Returns the layer's output [T, D].
+// What the backward pass of a layer's second half reads.
+struct FinishState {
+  at::Tensor y_TD;            // the residual stream between attention and MLP
+  std::vector<MlpInner> mlp;  // of each piece of the rows; empty: computed again
+};
+enum class KeptOfMlp { inner_projections, nothing };
+
+// The MLP takes its rows in nearly equal pieces of at most so many: what it holds of one on the way does not grow with the
+// sequence, and on a CPU is memory that the piece before has already touched.
+constexpr int64_t kMlpRows = 2048;
+
+// The stream between attention and MLP [T, D].  x_TD: the layer's input; attention_BHTd: [1, H, T, d].
+at::Tensor add_attention(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,
+                         const at::Tensor& attention_BHTd, Linear linear = library_linear);
+// Arguments of add_attention.  Returns the layer's output [T, D].
 at::Tensor finish_layer(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,
-                        const at::Tensor& attention_BHTd, FinishState* state = nullptr, Linear linear = library_linear);
+                        const at::Tensor& attention_BHTd, Linear linear = library_linear);
+// The same, leaving in `state` what the backward pass reads.
+at::Tensor finish_layer(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,
+                        const at::Tensor& attention_BHTd, KeptOfMlp kept, FinishState& state);
 
 struct FinishGradients {
   at::Tensor dx_TD, dattention_BHTd;

@@ -107,7 +107,7 @@ at::Tensor hard_student_step(WeightSource& source, const EvictionPolicy& policy,
     const at::Tensor attention_BHd =
         CompactCache::attend_each(caches, layer, sequence_major(in.q_BHTd), sequence_major(in.k_BGTd),
                                   sequence_major(in.v_BGTd), reading.logit_GT);
-    x = finish_layer(a, weights, x, attention_BHd.transpose(0, 1).unsqueeze(0), nullptr, few_rows_linear);
+    x = finish_layer(a, weights, x, attention_BHd.transpose(0, 1).unsqueeze(0), few_rows_linear);
   }
   return x;
 }

@@ -63,13 +63,14 @@ StudentLayer::Output StudentLayer::forward(const LayerWeights& weights, const Se
   const bool keep = plan != ActivationCheckpointing::full;
   const at::AutoGradMode grad_mode(keep);
   AttentionHalf half = run_attention(weights, sequence, noise_GT);
-  FinishState finish;
-  Output output{finish_layer(architecture_, weights, rows_.take(x_TD_), half.attention_BHFd.detach(), &finish),
-                half.logit_GT.detach(), half.relaxation};
+  const at::Tensor x_FD = rows_.take(x_TD_), attention_BHFd = half.attention_BHFd.detach();
+  Output output{{}, half.logit_GT.detach(), half.relaxation};
   if (keep) {
     attention_ = std::move(half);
-    if (plan == ActivationCheckpointing::selective) finish.drop_mlp();
-    finish_ = std::move(finish);
+    const KeptOfMlp mlp = plan == ActivationCheckpointing::none ? KeptOfMlp::inner_projections : KeptOfMlp::nothing;
+    output.x_FD = finish_layer(architecture_, weights, x_FD, attention_BHFd, mlp, finish_);
+  } else {
+    output.x_FD = finish_layer(architecture_, weights, x_FD, attention_BHFd);
   }
   return output;
 }
@@ -82,7 +83,7 @@ StudentLayer::Gradients StudentLayer::backward(const LayerWeights& weights, cons
   if (!half.attention_BHFd.defined()) {
     const at::AutoGradMode with_grad(true);
     half = run_attention(weights, sequence, noise_GT);
-    finish_layer(architecture_, weights, rows_.take(x_TD_), half.attention_BHFd.detach(), &finish);
+    finish.y_TD = add_attention(architecture_, weights, rows_.take(x_TD_), half.attention_BHFd.detach());
   }
   FinishGradients below = finish_layer_backward(architecture_, weights, finish, dout_FD);
   finish = {};

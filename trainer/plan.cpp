@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "model/block.h"
 #include "trainer/hardware.h"
 #include "trainer/logit_tiles.h"
 #include "trainer/run.h"
@@ -46,29 +47,41 @@ struct Sizes {
   const int64_t queries, keys;  // H d, G d
 };
 
-// What the teacher's forward pass of one layer and sequence holds at its widest, when the MLP's last product begins,
-// beside the residual streams: the normalised input, q, k, v, attention's output and the same token by token, the stream
-// between attention and MLP, the MLP's three inner tensors.
+// Rows that the MLP takes at a time of `rows`.
+int64_t mlp_piece(int64_t rows) {
+  const int64_t pieces = (rows + kMlpRows - 1) / kMlpRows;
+  return pieces == 0 ? 0 : (rows + pieces - 1) / pieces;
+}
+
+// What the teacher's forward pass of one layer and sequence holds at its widest, beside the residual streams: all along
+// the normalised input, q, k and v.  In a piece of the MLP, also attention's output, the stream between attention and MLP,
+// and of the piece the MLP's three inner tensors and its output.  While the queries are rotated, four of their size; in
+// attention, the queries in tiles' order, their output, and keys and values in tiles' order.
 int64_t layer_forward_bytes(const Sizes& s) {
-  return s.tokens * (2 * s.a.hidden_size + 3 * s.queries + 2 * s.keys + 3 * s.a.intermediate_size) * s.element;
+  const int64_t mlp =
+      s.tokens * (s.a.hidden_size + s.queries) + mlp_piece(s.tokens) * (3 * s.a.intermediate_size + s.a.hidden_size);
+  const int64_t attention = s.tokens * std::max(3 * s.queries, 2 * s.queries + 2 * s.keys);
+  return (s.tokens * (s.a.hidden_size + s.queries + 2 * s.keys) + std::max(mlp, attention)) * s.element;
 }
 
 // What the backward pass of one layer and sequence holds at its widest, beyond what was kept for it and the gradient that
-// comes in.  First the MLP: three inner gradients (and the inner tensors, where they are computed again), the gradients
-// of its norm's output and input and a product of the latter; then attention.
+// comes in.  First the MLP: the gradient of its input, and of a piece of the rows three inner gradients (and the inner
+// tensors, where they are computed again) and the gradient of its norm's output; then attention.
 int64_t layer_backward_bytes(const Sizes& s) {
   const ActivationCheckpointing plan = s.recipe.trainer.activation_checkpointing;
   const int64_t window = s.recipe.eviction.window;
   const int64_t mlp_kept = plan == ActivationCheckpointing::none ? 2 : 0;
-  const int64_t mlp = s.rows * ((5 - mlp_kept) * s.a.intermediate_size + 3 * s.a.hidden_size) * s.element;
+  const int64_t mlp =
+      (s.rows * s.a.hidden_size + mlp_piece(s.rows) * ((5 - mlp_kept) * s.a.intermediate_size + s.a.hidden_size)) *
+      s.element;
   // The gradients of attention's output, of the student's rows and with zeros for the others, and of the stream; q in
-  // tiles' order, its gradient and a product; k and v in tiles' order, gathered ones too, four partial sums of their
+  // tiles' order, its gradient and a product; k in both of tiles' orders and v in one, gathered ones too, four partial sums of their
   // gradients, and the gradients.  What the MLP kept is released by then.
   const double gathered =
       s.recipe.eviction.attention == AttentionPath::dense ? 0.0 : std::min(1.0, 1.0 / s.recipe.compression.final);
   const int64_t attention =
       s.rows * (s.queries - mlp_kept * s.a.intermediate_size) * s.element +
-      s.tokens * (3 * s.queries + 12 * s.keys + static_cast<int64_t>(10.0 * gathered * static_cast<double>(s.keys))) *
+      s.tokens * (3 * s.queries + 13 * s.keys + static_cast<int64_t>(11.0 * gathered * static_cast<double>(s.keys))) *
           s.element;
   const int64_t computed_again = plan == ActivationCheckpointing::full
                                      ? recorded_layer_bytes(s.a, s.recipe.adapter, window, s.tokens, s.element)
@@ -223,7 +236,7 @@ std::vector<std::string> suggestions(const Recipe& recipe, const Architecture& a
   return found;
 }
 
-// FLOPs that the step really executes: `full` runs the student forward a second time.
+// FLOPs that the step executes: `full` runs nearly all of the student forward a second time.
 double executed_flops(const Recipe& r, const Architecture& a) {
   const double needed = needed_flops_per_sequence(a, r.trainer.sequence_length);
   return r.trainer.activation_checkpointing == ActivationCheckpointing::full ? needed * 4.0 / 3.0 : needed;
