@@ -100,8 +100,9 @@ class Problem {
         num_kv_heads(in.k_BGTd.size(1)),
         repeats(in.q_BHTd.size(1) / num_kv_heads),
         head_dim(in.q_BHTd.size(3)),
-        q_GRTd(grouped(in.q_BHTd) * scale),
+        q_GRTd(at::empty({num_kv_heads, repeats, num_tokens, head_dim}, options)),
         pass_(pass) {
+    q_GRTd.copy_(in.q_BHTd.select(0, 0).unflatten(0, {num_kv_heads, repeats})).mul_(scale);
     for (int64_t g = 0; g < num_kv_heads; ++g) {
       const at::Tensor k_Td = in.k_BGTd.select(0, 0).select(0, g), v_Td = in.v_BGTd.select(0, 0).select(0, g);
       const at::Tensor bias_T =

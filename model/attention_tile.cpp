@@ -112,7 +112,7 @@ DMS_INLINE void softmax_row(const RowExtent<Real>& extent, const AttentionTile& 
   const int64_t end = extent.for_vectors([&](int64_t j, auto part) __attribute__((always_inline)) {
     Vector x = load<Vector>(score + j) + extent.template bias<part()>(bias, j);
     if (part() == Part::border) x = extent.where_visible(j, x, nothing);
-    store(score + j, x);
+    if (part() != Part::near) store(score + j, x);
     most = x > most ? x : most;
   });
   Real largest = row_max;

@@ -64,7 +64,7 @@ at::Tensor edit_pairs(const at::Tensor& q_THd, const QueryEdit& edit) {
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   const at::Tensor x32 = x.to(at::kFloat);
-  return (x32 * at::rsqrt(at::mean(x32 * x32, {-1}, true) + eps)).to(x.scalar_type()) * weight;
+  return (x32 * at::rsqrt(at::mean(x32 * x32, {-1}, true) + eps)).to(x.scalar_type()).mul_(weight);
 }
 
 AttentionInputs attention_inputs(const Architecture& a, const LayerWeights& w, const at::Tensor& normed_TD,

@@ -84,8 +84,8 @@ RopeTables make_rope_tables(const Architecture& architecture, int64_t num_positi
 
 at::Tensor apply_rope(const at::Tensor& x_TNd, const RopeTables& tables) {
   const int64_t half = x_TNd.size(2) / 2;
-  const at::Tensor rotated = at::cat({-x_TNd.slice(2, half), x_TNd.slice(2, 0, half)}, 2);
-  return (x_TNd * tables.cos_Td.unsqueeze(1)).add_(rotated * tables.sin_Td.unsqueeze(1));
+  at::Tensor rotated = at::cat({-x_TNd.slice(2, half), x_TNd.slice(2, 0, half)}, 2);
+  return (x_TNd * tables.cos_Td.unsqueeze(1)).add_(rotated.mul_(tables.sin_Td.unsqueeze(1)));
 }
 
 }  // namespace dms

@@ -55,12 +55,12 @@ int64_t mlp_piece(int64_t rows) {
 
 // What the teacher's forward pass of one layer and sequence holds at its widest, beside the residual streams: all along
 // the normalised input, q, k and v.  In a piece of the MLP, also attention's output, the stream between attention and MLP,
-// and of the piece the MLP's three inner tensors and its output.  While the queries are rotated, four of their size; in
-// attention, the queries in tiles' order, their output, and keys and values in tiles' order.
+// and of the piece the MLP's three inner tensors and its output.  In attention, the queries in tiles' order, their
+// output, and keys and values in tiles' order.
 int64_t layer_forward_bytes(const Sizes& s) {
   const int64_t mlp =
       s.tokens * (s.a.hidden_size + s.queries) + mlp_piece(s.tokens) * (3 * s.a.intermediate_size + s.a.hidden_size);
-  const int64_t attention = s.tokens * std::max(3 * s.queries, 2 * s.queries + 2 * s.keys);
+  const int64_t attention = s.tokens * 2 * (s.queries + s.keys);
   return (s.tokens * (s.a.hidden_size + s.queries + 2 * s.keys) + std::max(mlp, attention)) * s.element;
 }
 
