@@ -184,6 +184,17 @@ at::Tensor tile_view(const at::Tensor& scratch, const AttentionTile& tile) {
   return scratch.as_strided({tile.heads * tile.rows, tile.padded_width()}, {tile.stride, 1}, scratch.storage_offset());
 }
 
+// total_Nd += tile_NK times the vectors' rows from `first` on.  A kernel sums one summand after the other: in pieces of a
+// few panels less is lost to rounding.
+void add_product_of_rows(const at::Tensor& tile_NK, const Vectors& vectors, int64_t first, const at::Tensor& total_Nd) {
+  constexpr int64_t kSummands = 2 * kPanelKeys;
+  for (int64_t begin = 0; begin < tile_NK.size(1); begin += kSummands) {
+    const int64_t end = std::min(begin + kSummands, tile_NK.size(1));
+    multiply(tile_NK.slice(1, begin, end), vectors.rows_Kd.slice(0, first + begin, first + end), Product::adds,
+             total_Nd);
+  }
+}
+
 // tile_NK = x_Nd times the vectors from `first` on, the beginning of a panel.
 void multiply_panels(const at::Tensor& x_Nd, const Vectors& vectors, int64_t first, const at::Tensor& tile_NK) {
   for (int64_t begin = 0; begin < tile_NK.size(1); begin += kPanelKeys) {
@@ -208,7 +219,7 @@ void forward_block(const Problem& p, int64_t g, const Block& block, const at::Te
     softmax_tile<Real>(tile, keys.bias_K.const_data_ptr<Real>() + first, scratch.mutable_data_ptr<Real>(),
                        max_N.mutable_data_ptr<Real>(), sum_N.mutable_data_ptr<Real>(), out_Nd.mutable_data_ptr<Real>(),
                        p.head_dim);
-    multiply(score_NK, keys.v.rows_Kd.slice(0, first, first + tile.padded_width()), Product::adds, out_Nd);
+    add_product_of_rows(score_NK, keys.v, first, out_Nd);
   });
   const auto place = [&](const at::Tensor& result_GRT, const at::Tensor& rows_N) {
     result_GRT.select(0, g).slice(1, block.begin, block.end).copy_(rows_N.unflatten(0, {p.repeats, block.num_rows()}));
@@ -221,7 +232,7 @@ struct KeyGradients {
   KeyGradients(int64_t num_keys, int64_t head_dim, const at::TensorOptions& options)
       : dk_Kd(at::zeros({num_keys, head_dim}, options)),
         dv_Kd(at::zeros({num_keys, head_dim}, options)),
-        dbias_K(at::zeros({num_keys + kTilePadding}, options)) {}
+        dbias_K(at::zeros({num_keys}, options)) {}
   void add(const KeyGradients& other) {
     dk_Kd.add_(other.dk_Kd);
     dv_Kd.add_(other.dv_Kd);
@@ -250,22 +261,25 @@ void backward_block(const Problem& p, int64_t g, const Block& block, const Backw
                     StripeGradients& total) {
   const at::Tensor q_Nd = p.stacked(p.q_GRTd, g, block), dout_Nd = p.stacked(all.dout_GRTd, g, block);
   const at::Tensor lse_N = p.stacked(all.lse_GRT, g, block), delta_N = p.stacked(all.delta_GRT, g, block);
-  const at::Tensor dq_Nd = at::zeros_like(q_Nd);
+  const at::Tensor dq_Nd = at::zeros_like(q_Nd), dbias_K = at::empty({p.tile_keys()}, p.options);
   p.for_tiles(g, block, [&](const Keys& keys, bool is_gathered, int64_t first, const AttentionTile& tile) {
     KeyGradients& of_keys = is_gathered ? total.gathered : total.local;
     const at::Tensor p_NK = tile_view(scratch.select(0, 0), tile), ds_NK = tile_view(scratch.select(0, 1), tile);
     multiply_panels(q_Nd, keys.k, first, p_NK);
     multiply_panels(dout_Nd, keys.v, first, ds_NK);
+    // Sums of a tile first: one running sum over all rows would lose more to rounding than everything else here.
+    dbias_K.zero_();
     gradient_tile<Real>(tile, keys.bias_K.const_data_ptr<Real>() + first, lse_N.const_data_ptr<Real>(),
                         delta_N.const_data_ptr<Real>(), p_NK.mutable_data_ptr<Real>(), ds_NK.mutable_data_ptr<Real>(),
-                        of_keys.dbias_K.mutable_data_ptr<Real>() + first);
+                        dbias_K.mutable_data_ptr<Real>());
+    of_keys.dbias_K.slice(0, first, first + tile.width).add_(dbias_K.slice(0, 0, tile.width));
     // A transposed factor: the library packs it.
     const auto add_to = [&](const at::Tensor& gradient_Kd, const at::Tensor& tile_NK, const at::Tensor& x_Nd) {
       gradient_Kd.slice(0, first, first + tile.width).addmm_(tile_NK.slice(1, 0, tile.width).t(), x_Nd);
     };
     add_to(of_keys.dv_Kd, p_NK, dout_Nd);
     add_to(of_keys.dk_Kd, ds_NK, q_Nd);
-    multiply(ds_NK, keys.k.rows_Kd.slice(0, first, first + tile.padded_width()), Product::adds, dq_Nd);
+    add_product_of_rows(ds_NK, keys.k, first, dq_Nd);
   });
   all.dq_GRTd.select(0, g)
       .slice(1, block.begin, block.end)
@@ -338,7 +352,7 @@ AttentionGradients cpu_tiled_attention_backward(const at::Tensor& dout_BHTd, con
       const at::Tensor& keys = survivors->keys(g);
       total.local.dk_Kd.index_add_(0, keys, total.gathered.dk_Kd);
       total.local.dv_Kd.index_add_(0, keys, total.gathered.dv_Kd);
-      total.local.dbias_K.index_add_(0, keys, total.gathered.dbias_K.slice(0, 0, keys.size(0)));
+      total.local.dbias_K.index_add_(0, keys, total.gathered.dbias_K);
     }
     const auto place = [&](const at::Tensor& result_BGT, const at::Tensor& of_head) {
       result_BGT.select(0, 0).select(0, g).copy_(of_head.slice(0, 0, p.num_tokens));

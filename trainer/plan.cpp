@@ -123,11 +123,14 @@ int64_t warm_start_bytes(const Sizes& s) {
   const int64_t held = std::min(sequences * keys, s.recipe.warm_start.fit_rows);
   const bool thinned = held < sequences * keys;
   const int64_t mine_held = sequences == 0 ? 0 : held * mine / sequences;
-  // Importance of one sequence: seven float32 tensors a head, three blocks of [128 queries, keys].
+  // Importance of one sequence, between attention and MLP: seven float32 tensors a head, three blocks of [128 queries,
+  // keys], beside the normalised input, q, k, v and attention's output.
   constexpr int64_t kQueryBlock = 128;
   const int64_t importance =
       s.tokens * (7 * s.queries + 3 * s.a.num_heads * std::min(kQueryBlock, s.tokens)) * kFloatBytes;
-  const int64_t observing = (mine_held + (thinned ? keys : 0)) * row + importance + layer_forward_bytes(s);
+  const int64_t attended = s.tokens * (s.a.hidden_size + 2 * s.queries + 2 * s.keys) * s.element;
+  const int64_t observing =
+      (mine_held + (thinned ? keys : 0)) * row + std::max(attended + importance, layer_forward_bytes(s));
   const int64_t fitting = ((s.ranks > 1 ? held : 0) + (thinned ? held : 0)) * row;
   return streams + observing + fitting + held * s.a.num_layers * s.a.num_kv_heads * kFloatBytes;
 }
