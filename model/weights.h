@@ -42,6 +42,7 @@ struct VocabularySlice {
 // not depend on where slices begin.
 inline constexpr int64_t kVocabularyTile = 1024;
 
+// For one thread at a time.
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
