@@ -82,8 +82,8 @@ struct Vectors {
   at::Tensor panels_PdK;  // the same, each panel transposed
 };
 struct Keys {
+  int64_t count() const { return bias_K.defined() ? bias_K.size(0) - kTilePadding : 0; }
   Vectors k, v;
-  int64_t num_keys() const { return bias_K.size(0) - kTilePadding; }
   at::Tensor bias_K;  // with room for a tile's padding
 };
 
@@ -245,9 +245,7 @@ struct KeyGradients {
 struct StripeGradients {
   StripeGradients(const Problem& p, int64_t g)
       : local(p.num_tokens, p.head_dim, p.options),
-        gathered(
-            p.gathered[static_cast<size_t>(g)].bias_K.defined() ? p.gathered[static_cast<size_t>(g)].num_keys() : 0,
-            p.head_dim, p.options) {}
+        gathered(p.gathered[static_cast<size_t>(g)].count(), p.head_dim, p.options) {}
   KeyGradients local, gathered;
 };
 

@@ -11,10 +11,12 @@ at::Tensor project_heads(const at::Tensor& normed_TD, const at::Tensor& weight, 
   return linear(normed_TD, weight, bias).view({normed_TD.size(0), num_heads, head_dim});
 }
 
+int64_t num_mlp_pieces(int64_t num_rows) { return (num_rows + kMlpRows - 1) / kMlpRows; }
+
 // Calls visit(index, begin, end) for every piece of the rows that the MLP takes at a time.
 template <class Visit>
 void for_mlp_pieces(int64_t num_rows, const Visit& visit) {
-  const int64_t count = (num_rows + kMlpRows - 1) / kMlpRows;
+  const int64_t count = num_mlp_pieces(num_rows);
   for (int64_t i = 0; i < count; ++i) visit(i, num_rows * i / count, num_rows * (i + 1) / count);
 }
 
@@ -82,6 +84,11 @@ AttentionInputs attention_inputs(const Architecture& a, const LayerWeights& w, c
   if (edit.keep_Hd.defined() && edit.after_rope) q_THd = edit_pairs(q_THd, edit);
   const auto head_major = [](const at::Tensor& x_TNd) { return x_TNd.transpose(0, 1).unsqueeze(0); };
   return {head_major(q_THd), head_major(apply_rope(k_TGd, rope)), head_major(v_TGd)};
+}
+
+int64_t largest_mlp_piece(int64_t num_rows) {
+  const int64_t count = num_mlp_pieces(num_rows);
+  return count == 0 ? 0 : (num_rows + count - 1) / count;
 }
 
 at::Tensor add_attention(const Architecture& a, const LayerWeights& w, const at::Tensor& x_TD,

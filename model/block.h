@@ -57,6 +57,8 @@ enum class KeptOfMlp { inner_projections, nothing };
 // The MLP takes its rows in nearly equal pieces of at most so many: what it holds of one on the way does not grow with the
 // sequence, and on a CPU is memory that the piece before has already touched.
 constexpr int64_t kMlpRows = 2048;
+// Rows of the largest piece of so many.
+int64_t largest_mlp_piece(int64_t num_rows);
 
 // The stream between attention and MLP [T, D].  x_TD: the layer's input; attention_BHTd: [1, H, T, d].
 at::Tensor add_attention(const Architecture& architecture, const LayerWeights& weights, const at::Tensor& x_TD,

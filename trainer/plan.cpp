@@ -47,19 +47,13 @@ struct Sizes {
   const int64_t queries, keys;  // H d, G d
 };
 
-// Rows that the MLP takes at a time of `rows`.
-int64_t mlp_piece(int64_t rows) {
-  const int64_t pieces = (rows + kMlpRows - 1) / kMlpRows;
-  return pieces == 0 ? 0 : (rows + pieces - 1) / pieces;
-}
-
 // What the teacher's forward pass of one layer and sequence holds at its widest, beside the residual streams: all along
 // the normalised input, q, k and v.  In a piece of the MLP, also attention's output, the stream between attention and MLP,
 // and of the piece the MLP's three inner tensors and its output.  In attention, the queries in tiles' order, their
 // output, and keys and values in tiles' order.
 int64_t layer_forward_bytes(const Sizes& s) {
-  const int64_t mlp =
-      s.tokens * (s.a.hidden_size + s.queries) + mlp_piece(s.tokens) * (3 * s.a.intermediate_size + s.a.hidden_size);
+  const int64_t mlp = s.tokens * (s.a.hidden_size + s.queries) +
+                      largest_mlp_piece(s.tokens) * (3 * s.a.intermediate_size + s.a.hidden_size);
   const int64_t attention = s.tokens * 2 * (s.queries + s.keys);
   return (s.tokens * (s.a.hidden_size + s.queries + 2 * s.keys) + std::max(mlp, attention)) * s.element;
 }
@@ -71,12 +65,12 @@ int64_t layer_backward_bytes(const Sizes& s) {
   const ActivationCheckpointing plan = s.recipe.trainer.activation_checkpointing;
   const int64_t window = s.recipe.eviction.window;
   const int64_t mlp_kept = plan == ActivationCheckpointing::none ? 2 : 0;
-  const int64_t mlp =
-      (s.rows * s.a.hidden_size + mlp_piece(s.rows) * ((5 - mlp_kept) * s.a.intermediate_size + s.a.hidden_size)) *
-      s.element;
+  const int64_t mlp = (s.rows * s.a.hidden_size +
+                       largest_mlp_piece(s.rows) * ((5 - mlp_kept) * s.a.intermediate_size + s.a.hidden_size)) *
+                      s.element;
   // The gradients of attention's output, of the student's rows and with zeros for the others, and of the stream; q in
-  // tiles' order, its gradient and a product; k in both of tiles' orders and v in one, gathered ones too, four partial sums of their
-  // gradients, and the gradients.  What the MLP kept is released by then.
+  // tiles' order, its gradient and a product; k in both of tiles' orders and v in one, gathered ones too, four partial
+  // sums of their gradients, and the gradients.  What the MLP kept is released by then.
   const double gathered =
       s.recipe.eviction.attention == AttentionPath::dense ? 0.0 : std::min(1.0, 1.0 / s.recipe.compression.final);
   const int64_t attention =
