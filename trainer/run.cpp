@@ -103,7 +103,10 @@ class Run {
   }
 
   void execute() {
-    if (ranks_.speaks()) announce();
+    if (ranks_.speaks()) {
+      announce();
+      remove_unfinished(options_.run_dir);
+    }
     const std::string checkpoint = ranks_.broadcast(
         options_.resume && ranks_.speaks() ? newest_checkpoint(options_.run_dir) : std::string(), 0, "the checkpoint");
     int64_t step = checkpoint.empty() ? start_fresh() : continue_from(checkpoint);

@@ -26,14 +26,6 @@ const std::vector<std::string> kFreeKeys{"data.held_out",
                                          "export_targets",
                                          "model.path"};
 
-// One process writes into a run directory, so what has an unfinished name was left by a killed one.
-void remove_unfinished(const std::string& run_dir) {
-  std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(fs::path(run_dir) / "checkpoints", ignored)) {
-    if (is_unfinished_name(entry.path().filename().string())) fs::remove_all(entry.path(), ignored);
-  }
-}
-
 std::vector<OptionRow> rows_of(Recipe recipe) {
   return option_rows([&](Schema& schema) { describe(schema, recipe); });
 }
@@ -63,7 +55,15 @@ void write_checkpoint(const std::string& run_dir, const CheckpointContents& cont
 
   const std::vector<CheckpointDir> checkpoints = list_checkpoints(run_dir);
   for (size_t i = static_cast<size_t>(keep); i < checkpoints.size(); ++i) remove_dir(checkpoints[i].path);
-  remove_unfinished(run_dir);
+}
+
+void remove_unfinished(const std::string& run_dir) {
+  for (const fs::path& directory : {fs::path(run_dir), fs::path(run_dir) / "checkpoints"}) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(directory, ignored)) {
+      if (is_unfinished_name(entry.path().filename().string())) fs::remove_all(entry.path(), ignored);
+    }
+  }
 }
 
 int64_t load_optimizer(const std::string& checkpoint_dir, Optimizer& optimizer) {

@@ -25,8 +25,10 @@ struct CheckpointContents {
 // A copy: training goes on while it is written.
 CheckpointContents checkpoint_contents(const Adapter& adapter, const Optimizer& optimizer, const Recipe& recipe,
                                        const AdapterOrigin& origin);
-// Writes RUN/checkpoints/step-NNNNNN and removes all but the newest `keep`, and what killed writers left.
+// Writes RUN/checkpoints/step-NNNNNN and removes all but the newest `keep`.
 void write_checkpoint(const std::string& run_dir, const CheckpointContents& contents, int64_t keep);
+// What killed writers left in a run directory.  For the one process that writes into it.
+void remove_unfinished(const std::string& run_dir);
 
 // Restores optimizer moments from a checkpoint directory (the adapter comes through load_trained_adapter) and returns
 // the step to run next.  Throws UserError.

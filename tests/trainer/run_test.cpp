@@ -227,6 +227,17 @@ TEST_F(RunTest, KeepsOnlyTheNewestCheckpoints) {
   EXPECT_EQ(steps, (std::vector<int64_t>{6, 4}));
 }
 
+TEST_F(RunTest, RemovesWhatKilledWritersLeftEvenWhenNoStepIsLeft) {
+  const std::string dir = run_dir("killed-at-the-end");
+  run_until(recipe(), dir, -1 - kLayers, false);
+  const std::vector<std::string> left{dir + "/recipe.yaml.partial.4711", dir + "/checkpoints/step-000002.removed.4711",
+                                      dir + "/checkpoints/step-000008.partial.4711"};
+  for (const std::string& path : left) fs::create_directories(path + "/inner");
+  run_until(recipe(), dir, -1, true);
+  for (const std::string& path : left) EXPECT_FALSE(fs::exists(path)) << path;
+  EXPECT_EQ(list_checkpoints(dir).front().step, kSteps);
+}
+
 TEST_F(RunTest, ShardsOnAsManyRanksAsThereAreGpus) {
   Recipe r = recipe();
   const auto refusal = [&](int64_t ranks) { return user_error_of([&] { require_gpu_for_each_rank(r, ranks, 4); }); };
