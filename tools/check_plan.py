@@ -47,7 +47,7 @@ PROCESS_TOLERANCE = 16 * MIB
 
 class Case:
     def __init__(self, model, tokens, placement, ranks, checkpointing, *more):
-        self.ranks = ranks
+        self.model, self.ranks = model, ranks
         self.overrides = [
             f"model.path={model}", f"data.train=[{model.name}.h5]", f"trainer.sequence_length={tokens}",
             f"trainer.placement={placement}", f"trainer.activation_checkpointing={checkpointing}", *more]
@@ -71,15 +71,12 @@ class Bench:
         self.dms, self.directory, self.of_process = dms, directory, {}
         (directory / "recipe.yaml").write_text(RECIPE)
 
-    def model(self, name, shape):
-        model = self.directory / name
-        model.mkdir()
-        random_model.write_model(model, shape)
-        return self.with_tokens(model)
+    def write_model(self, name, shape):
+        (self.directory / name).mkdir()
+        random_model.write_model(self.directory / name, shape)
 
-    def with_tokens(self, model):
+    def write_tokens(self, model):
         random_model.write_tokens(self.dms, model, self.directory / f"{model.name}.h5", words=12000)
-        return model
 
     def planned(self, case):
         subprocess.run([self.dms, "plan", "recipe.yaml", "--nproc", str(case.ranks), "--json", "plan.json",
@@ -100,7 +97,8 @@ class Bench:
     def small_case(self, ranks):
         small = self.directory / "small"
         if not small.exists():
-            self.model("small", SMALL)
+            self.write_model(small.name, SMALL)
+            self.write_tokens(small)
         return Case(small, 256, "replicate", ranks, "full", f"trainer.global_batch={max(2, ranks)}")
 
     def process_bytes(self, ranks):
@@ -130,22 +128,22 @@ def main():
         directory = pathlib.Path(name)
         bench = Bench(str(pathlib.Path(arguments.dms).resolve()), directory)
         cases = []
-        for name, shape in RANDOM_MODELS.items():
-            if arguments.quick and name not in QUICK:
-                continue
-            model = bench.model(name, shape)
+        for name in QUICK if arguments.quick else RANDOM_MODELS:
             if arguments.quick:
-                cases += cases_of(model, [512], QUICK[name])
+                cases += cases_of(directory / name, [512], QUICK[name])
             else:
-                cases += cases_of(model, [512, 2048], ON_ONE_RANK + ON_TWO_RANKS)
-                cases += cases_of(model, [512], [WARM_START])
+                cases += cases_of(directory / name, [512, 2048], ON_ONE_RANK + ON_TWO_RANKS)
+                cases += cases_of(directory / name, [512], [WARM_START])
         model = pathlib.Path(arguments.model).resolve()
         if not arguments.quick and (model / "config.json").exists():
-            bench.with_tokens(model)
             cases += cases_of(model, [512, 1024, 2048, 4096], ON_ONE_RANK)
             cases += cases_of(model, [512, 1024, 2048], ON_TWO_RANKS)
             cases += cases_of(model, [512], [WARM_START])
-        cases = [case for case in cases if arguments.only in case.name.replace(f"{directory}/", "")]
+        cases = [case for case in cases if arguments.only in case.name]
+        for asked in {case.model for case in cases}:
+            if asked.parent == directory:
+                bench.write_model(asked.name, RANDOM_MODELS[asked.name])
+            bench.write_tokens(asked)
 
         failed = False
         for ranks in sorted({case.ranks for case in cases}):
