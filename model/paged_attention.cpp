@@ -32,20 +32,22 @@ class DensePageKernel final : public PageKernel {
   }
 };
 
-// The spans of all heads, and whose each is.
+// Spans of heads, and whose each is: span `part` of head `head`, in the order of the head's rows.
 struct HeadSpans {
   PageSpans spans;
-  std::vector<int64_t> head;
+  std::vector<int64_t> head, part;
 };
 
-// Pages where they lie, slab by slab.
+// Pages where they lie, slab by slab.  Where a slab lies, and so the order of slabs here, may differ from one process to the
+// next.
 std::vector<HeadSpans> spans_in_place(const KvPool& pool, const std::vector<const HeadCache*>& heads) {
   std::map<const KvSlab*, HeadSpans> by_slab;
   for (size_t h = 0; h < heads.size(); ++h) {
-    int64_t left = heads[h]->num_live();
+    int64_t left = heads[h]->num_live(), part = 0;
     for (const KvRow& page : heads[h]->pages()) {
       HeadSpans& of_slab = by_slab[page.slab];
       of_slab.head.push_back(static_cast<int64_t>(h));
+      of_slab.part.push_back(part++);
       of_slab.spans.first_rows.push_back(static_cast<int32_t>(page.index));
       of_slab.spans.num_rows.push_back(static_cast<int32_t>(std::min(left, pool.page_rows())));
       left -= pool.page_rows();
@@ -68,6 +70,7 @@ HeadSpans widened_spans(const KvPool& pool, const std::vector<const HeadCache*>&
   std::vector<KvRow> places;
   for (size_t h = 0; h < heads.size(); ++h) {
     copied.head.push_back(static_cast<int64_t>(h));
+    copied.part.push_back(0);
     copied.spans.first_rows.push_back(static_cast<int32_t>(places.size()));
     copied.spans.num_rows.push_back(static_cast<int32_t>(heads[h]->num_live()));
     const std::vector<KvRow> of_head = heads[h]->places();
@@ -103,10 +106,14 @@ at::Tensor paged_attention(const PageKernel& kernel, const KvPool& pool, const s
         kernel.attend(q_NRd.index_select(0, to_device(part.head, q_NRd.device())), part.spans, scale);
     outs.push_back(output.out_SRd);
     lses.push_back(output.lse_SR);
-    for (const int64_t head : part.head) spans_of[static_cast<size_t>(head)].push_back(num_spans++);
+    for (size_t i = 0; i < part.head.size(); ++i) {
+      auto& spans = spans_of[static_cast<size_t>(part.head[i])];
+      spans.resize(std::max(spans.size(), static_cast<size_t>(part.part[i]) + 1));
+      spans[static_cast<size_t>(part.part[i])] = num_spans++;
+    }
   }
 
-  // [N, most spans of a head]; where a head has fewer, one that adds nothing.
+  // [N, most spans of a head], added up in the order of a head's rows; where a head has fewer, one that adds nothing.
   size_t most = 0;
   for (const auto& spans : spans_of) most = std::max(most, spans.size());
   std::vector<int64_t> table;

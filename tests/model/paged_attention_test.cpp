@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <iterator>
+#include <memory>
 #include <set>
 #include <tuple>
+#include <vector>
 
 #include "tests/support/tensor_comparison.h"
 
@@ -80,6 +83,29 @@ TEST(PagedAttention, MergesPagesOfVeryDifferentScores) {
   const at::Tensor q = queries(at::TensorOptions().dtype(at::kDouble)) * 300.0;
   EXPECT_TRUE(
       is_near(paged_attention(page_kernel(q), heads.pool, heads.pointers(), q, kScoreScale), heads.expected(q), 1e-12));
+}
+
+// Where the allocator puts slabs depends on all that the process did before.
+TEST(PagedAttention, HasTheSameBitsInWhateverOrderSlabsLie) {
+  const at::Tensor q = queries(at::TensorOptions().dtype(at::kFloat));
+  std::set<std::vector<int64_t>> orders;
+  at::Tensor first_out;
+  for (int trial = 0; trial < 8; ++trial) {
+    std::vector<std::unique_ptr<char[]>> holes;
+    for (size_t i = 0; i < 400; ++i) holes.push_back(std::make_unique<char[]>(16 + 16 * (i % 8)));
+    for (size_t i = static_cast<size_t>(trial); i < holes.size(); i += 3) holes[i].reset();
+    const Heads heads(kHeadRows, at::TensorOptions().dtype(at::kFloat));
+    std::vector<const KvSlab*> slabs;  // of the longest head, as its rows go on
+    for (const KvRow& page : heads.caches[2].pages()) slabs.push_back(page.slab);
+    const std::set<const KvSlab*> by_address(slabs.begin(), slabs.end());
+    std::vector<int64_t> order;
+    for (const KvSlab* slab : slabs) order.push_back(std::distance(by_address.begin(), by_address.find(slab)));
+    orders.insert(order);
+    const at::Tensor out = paged_attention(page_kernel(q), heads.pool, heads.pointers(), q, kScoreScale);
+    if (trial == 0) first_out = out;
+    EXPECT_TRUE(at::equal(out, first_out)) << trial;
+  }
+  EXPECT_GT(orders.size(), 1U) << "the allocator put all slabs in one order";
 }
 
 // What a device's kernel is asked for: one call a slab, spans inside it, every live row once.
