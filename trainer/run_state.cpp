@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "checkpoints/run_dir.h"
 #include "checkpoints/safetensors.h"
@@ -58,12 +59,15 @@ void write_checkpoint(const std::string& run_dir, const CheckpointContents& cont
 }
 
 void remove_unfinished(const std::string& run_dir) {
-  for (const fs::path& directory : {fs::path(run_dir), fs::path(run_dir) / "checkpoints"}) {
+  const auto sweep = [](const fs::path& directory, std::string_view begins_with) {
     std::error_code ignored;
     for (const auto& entry : fs::directory_iterator(directory, ignored)) {
-      if (is_unfinished_name(entry.path().filename().string())) fs::remove_all(entry.path(), ignored);
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with(begins_with) && is_unfinished_name(name)) fs::remove_all(entry.path(), ignored);
     }
-  }
+  };
+  sweep(run_dir, "recipe.yaml");  // other commands write here, too
+  sweep(fs::path(run_dir) / "checkpoints", "");
 }
 
 int64_t load_optimizer(const std::string& checkpoint_dir, Optimizer& optimizer) {

@@ -27,7 +27,7 @@ CheckpointContents checkpoint_contents(const Adapter& adapter, const Optimizer& 
                                        const AdapterOrigin& origin);
 // Writes RUN/checkpoints/step-NNNNNN and removes all but the newest `keep`.
 void write_checkpoint(const std::string& run_dir, const CheckpointContents& contents, int64_t keep);
-// What killed writers left in a run directory.  For the one process that writes into it.
+// What killed runs left in a run directory.  For the one run that goes on in it.
 void remove_unfinished(const std::string& run_dir);
 
 // Restores optimizer moments from a checkpoint directory (the adapter comes through load_trained_adapter) and returns
