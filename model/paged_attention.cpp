@@ -101,15 +101,15 @@ at::Tensor paged_attention(const PageKernel& kernel, const KvPool& pool, const s
   std::vector<at::Tensor> outs, lses;
   std::vector<std::vector<int64_t>> spans_of(heads.size());
   int64_t num_spans = 0;
-  for (const HeadSpans& part : all) {
+  for (const HeadSpans& call : all) {
     const PageOutput output =
-        kernel.attend(q_NRd.index_select(0, to_device(part.head, q_NRd.device())), part.spans, scale);
+        kernel.attend(q_NRd.index_select(0, to_device(call.head, q_NRd.device())), call.spans, scale);
     outs.push_back(output.out_SRd);
     lses.push_back(output.lse_SR);
-    for (size_t i = 0; i < part.head.size(); ++i) {
-      auto& spans = spans_of[static_cast<size_t>(part.head[i])];
-      spans.resize(std::max(spans.size(), static_cast<size_t>(part.part[i]) + 1));
-      spans[static_cast<size_t>(part.part[i])] = num_spans++;
+    for (size_t i = 0; i < call.head.size(); ++i) {
+      auto& spans = spans_of[static_cast<size_t>(call.head[i])];
+      spans.resize(std::max(spans.size(), static_cast<size_t>(call.part[i]) + 1));
+      spans[static_cast<size_t>(call.part[i])] = num_spans++;
     }
   }
 

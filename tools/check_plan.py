@@ -128,17 +128,18 @@ def main():
         directory = pathlib.Path(name)
         bench = Bench(str(pathlib.Path(arguments.dms).resolve()), directory)
         cases = []
-        for name in QUICK if arguments.quick else RANDOM_MODELS:
-            if arguments.quick:
-                cases += cases_of(directory / name, [512], QUICK[name])
-            else:
+        if arguments.quick:
+            for name, placements in QUICK.items():
+                cases += cases_of(directory / name, [512], placements)
+        else:
+            for name in RANDOM_MODELS:
                 cases += cases_of(directory / name, [512, 2048], ON_ONE_RANK + ON_TWO_RANKS)
                 cases += cases_of(directory / name, [512], [WARM_START])
-        model = pathlib.Path(arguments.model).resolve()
-        if not arguments.quick and (model / "config.json").exists():
-            cases += cases_of(model, [512, 1024, 2048, 4096], ON_ONE_RANK)
-            cases += cases_of(model, [512, 1024, 2048], ON_TWO_RANKS)
-            cases += cases_of(model, [512], [WARM_START])
+            model = pathlib.Path(arguments.model).resolve()
+            if (model / "config.json").exists():
+                cases += cases_of(model, [512, 1024, 2048, 4096], ON_ONE_RANK)
+                cases += cases_of(model, [512, 1024, 2048], ON_TWO_RANKS)
+                cases += cases_of(model, [512], [WARM_START])
         cases = [case for case in cases if arguments.only in case.name]
         for asked in {case.model for case in cases}:
             if asked.parent == directory:
