@@ -26,10 +26,12 @@ def layer_bytes(shape):
 
 def main():
     with tempfile.TemporaryDirectory(prefix="dms-shard-") as name:
-        bench = check_plan.Bench(dms, pathlib.Path(name))
+        model = pathlib.Path(name) / "sharded"
+        bench = check_plan.Bench(dms, model.parent)
+        bench.write_model(model.name, SHAPE)
+        bench.write_tokens(model)
         process, _ = bench.process_bytes(RANKS)
-        case = check_plan.Case(bench.model("sharded", SHAPE), TOKENS, "shard", RANKS, "full",
-                               f"trainer.global_batch={RANKS}")
+        case = check_plan.Case(model, TOKENS, "shard", RANKS, "full", f"trainer.global_batch={RANKS}")
         plan = bench.planned(case)["per_rank_bytes"]
         found = bench.measured(case) - process
         rest = plan["total"] - plan["weights"] - plan["buffers"]
