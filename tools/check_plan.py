@@ -8,7 +8,7 @@ the end of the step (a process that ends touches pages of its libraries again), 
 ranks take beyond the plan for a small model.  What the plan states for the process is checked too.
 The model, by default quickstart/model where it is there, is tried at several lengths, placements and activation
 plans; random models besides it.  --quick: some of the random models' cases.  Exit status 1 if any case is off by more
-than the tolerance.  Needs nothing but Python.
+than the tolerance and by more than a process without a model varies, 4 MiB.  Needs nothing but Python.
 """
 
 import argparse
@@ -35,14 +35,15 @@ RANDOM_MODELS = {
 ON_ONE_RANK = [("replicate", 1, "none"), ("replicate", 1, "selective"), ("replicate", 1, "full"), ("host", 1, "full")]
 ON_TWO_RANKS = [("replicate", 2, "none"), ("shard", 2, "full")]
 WARM_START = ("replicate", 1, "full", "warm_start.tokens=16384")
-# Not among the quick ones: "weights", which with shard took 2% more than planned at one time and 14% at another on one
-# machine.
-QUICK = {"activations": [("replicate", 1, "none"), ("replicate", 1, "selective")],
+QUICK = {"activations": [("replicate", 1, "none"), ("replicate", 1, "selective"), WARM_START],
          "head": [("replicate", 1, "full"), ("shard", 2, "full")]}
 # Small, but of sizes for which matrix products take the same code as a model's.
 SMALL = random_model.Shape(layers=2, hidden=256, heads=4, kv_heads=2, head_dim=64, inner=768, vocabulary=2048)
-# How far the process itself may be from what the plan states.
+# How far the process itself may be from what the plan states: which of its libraries' pages are in memory depends on
+# the machine.
 PROCESS_TOLERANCE = 16 * MIB
+# By how much one process differs from the next on one machine.
+PROCESS_NOISE = 4 * MIB
 
 
 class Case:
@@ -158,9 +159,10 @@ def main():
             found = bench.measured(case) - bench.process_bytes(case.ranks)[0]
             off = found / expected - 1.0
             worst = max(worst, abs(off))
+            failed |= abs(found - expected) > max(arguments.tolerance * expected, PROCESS_NOISE)
             print(f"{expected / MIB:8.1f} {found / MIB:8.1f} {100 * off:+6.1f}%  {case.name}", flush=True)
         print(f"off by {100 * worst:.1f}% at most")
-        sys.exit(failed or worst > arguments.tolerance)
+        sys.exit(failed)
 
 
 if __name__ == "__main__":

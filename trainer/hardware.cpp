@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <chrono>
@@ -64,22 +65,21 @@ int64_t peak_device_memory_bytes(at::Device device) {
 }
 int64_t available_memory_bytes() { return proc_kilobytes("/proc/meminfo", "MemAvailable"); }
 
+void return_freed_memory() { malloc_trim(0); }
+
 void synchronize(at::Device device) {
   if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.has_index() ? device.index() : 0);
 }
 
 double measure_gemm_flops_per_s(at::ScalarType dtype, at::Device device) {
-  // Up to the full size; smaller where the processor lacks the dtype's instructions, so that even the slow path ends in
+  // The full size, or a smaller one where the processor lacks the dtype's instructions, so that even the slow path ends in
   // seconds.
-  const int64_t full_size = device.is_cpu() ? kCpuGemmSize : kGpuGemmSize;
+  constexpr int64_t kProbeSize = 256;
   constexpr double kLongestSeconds = 2.0;
-  double best = 0.0;
-  for (int64_t size = 256; size <= full_size; size *= 2) {
-    const double flops = 2.0 * std::pow(static_cast<double>(size), 3);
-    if (best > 0.0 && flops / best > kLongestSeconds) break;
-    best = measure_gemm_flops_per_s(dtype, device, size, size, size);
-  }
-  return best;
+  const double probed = measure_gemm_flops_per_s(dtype, device, kProbeSize, kProbeSize, kProbeSize);
+  int64_t size = device.is_cpu() ? kCpuGemmSize : kGpuGemmSize;
+  while (size > kProbeSize && 2.0 * std::pow(static_cast<double>(size), 3) / probed > kLongestSeconds) size /= 2;
+  return std::max(probed, measure_gemm_flops_per_s(dtype, device, size, size, size));
 }
 
 int64_t gemm_measurement_bytes(int64_t element_bytes) { return 3 * kCpuGemmSize * kCpuGemmSize * element_bytes; }

@@ -25,6 +25,10 @@ int64_t resident_memory_bytes();                      // VmRSS of this process
 int64_t peak_device_memory_bytes(at::Device device);  // what LibTorch has had allocated there at most; CPU: the above
 int64_t available_memory_bytes();                     // of the machine, respecting nothing but /proc/meminfo
 
+// Gives freed memory that malloc keeps back to the machine: what one phase of a run leaves in pieces would come on top of
+// what the next one takes.
+void return_freed_memory();
+
 // Waits until the device has done what it was given.
 void synchronize(at::Device device);
 

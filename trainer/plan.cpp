@@ -6,6 +6,7 @@
 #include "trainer/hardware.h"
 #include "trainer/logit_tiles.h"
 #include "trainer/run.h"
+#include "trainer/warm_start.h"
 
 namespace dms {
 
@@ -112,7 +113,7 @@ int64_t warm_start_bytes(const Sizes& s) {
   const int64_t sequences = s.recipe.warm_start.tokens / s.tokens;
   const int64_t mine = (sequences + s.ranks - 1) / s.ranks;
   const int64_t streams = mine * s.tokens * s.a.hidden_size * s.element;
-  const int64_t keys = std::max<int64_t>(0, s.tokens - s.recipe.eviction.window);
+  const int64_t keys = std::max<int64_t>(0, s.tokens - s.recipe.eviction.window - fewest_far_queries(s.tokens));
   const int64_t row = s.a.hidden_size * kFloatBytes;
   const int64_t held = std::min(sequences * keys, s.recipe.warm_start.fit_rows);
   const bool thinned = held < sequences * keys;
@@ -128,6 +129,10 @@ int64_t warm_start_bytes(const Sizes& s) {
   const int64_t fitting = ((s.ranks > 1 ? held : 0) + (thinned ? held : 0)) * row;
   return streams + observing + fitting + held * s.a.num_layers * s.a.num_kv_heads * kFloatBytes;
 }
+
+// Of LibTorch and its libraries, what a process touches with its first forward and backward pass: measured
+// (tools/check_plan.py).
+constexpr int64_t kTouchedByFirstStep = int64_t{13} << 20;
 
 RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks, const DeviceRates& device) {
   const Sizes s(r, a, num_ranks);
@@ -172,9 +177,10 @@ RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks, co
   bytes.activations = kept + std::max(forward, backward);
   bytes.head = head_bytes(s) + whole_head;
   bytes.warm_start = warm_start_bytes(s);
+  // Without a warm start GEMMs are measured before anything has run.
+  const int64_t measuring = gemm_measurement_bytes(s.element) - (bytes.warm_start > 0 ? 0 : kTouchedByFirstStep);
   bytes.total = bytes.weights + bytes.buffers + bytes.adapters + bytes.optimizer +
-                std::max({bytes.activations, kept + 2 * stream + bytes.head, bytes.warm_start,
-                          gemm_measurement_bytes(s.element)});
+                std::max({bytes.activations, kept + 2 * stream + bytes.head, bytes.warm_start, measuring});
   return bytes;
 }
 

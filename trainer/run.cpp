@@ -115,6 +115,7 @@ class Run {
     if (ranks_.speaks()) metrics.emplace(options_.run_dir, step);
     const double gemm_flops_per_s =
         step < recipe_.trainer.steps ? measure_gemm_flops_per_s(source_->dtype(), rope_.cos_Td.device()) : 1.0;
+    return_freed_memory();
     ProgressLine progress(ranks_.speaks());
     for (; step < recipe_.trainer.steps; ++step) {
       if (ranks_.any(options_.stop_requested(), "step " + std::to_string(step) + " to begin")) {
@@ -150,6 +151,7 @@ class Run {
     adapter_ = make_adapter(recipe_.eviction, recipe_.adapter, *source_, borrowed);
     if (recipe_.adapter.kind == AdapterKind::neuron) announce_borrowing();
     if (recipe_.warm_start.tokens > 0) fit_adapter();
+    return_freed_memory();
 
     if (ranks_.speaks()) {
       fs::create_directories(options_.run_dir);

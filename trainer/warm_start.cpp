@@ -19,9 +19,6 @@ namespace {
 
 // Sequences whose importance sets the threshold: a quantile over all their (layer, head, key) triples.
 constexpr size_t kPilotSequences = 6;
-// A key's importance is an average over its far queries; fewer than these are too noisy to learn from.
-constexpr int64_t kFewestFarQueries = 64;
-
 struct CalibrationSequence {
   int64_t sample = 0;  // of all
   DocumentOffsets documents;
@@ -53,8 +50,7 @@ std::vector<int64_t> fitted_keys(const DocumentOffsets& documents, int64_t windo
   std::vector<int64_t> keys;
   for (size_t j = 0; j + 1 < documents.size(); ++j) {
     const int64_t begin = documents[j], end = documents[j + 1];
-    const int64_t fewest = std::min(kFewestFarQueries, (end - begin) / 8 + 1);
-    for (int64_t k = begin; k + window + fewest < end; ++k) keys.push_back(k);
+    for (int64_t k = begin; k + window + fewest_far_queries(end - begin) < end; ++k) keys.push_back(k);
   }
   return keys;
 }
@@ -187,6 +183,11 @@ void share_fits(std::vector<LayerFit>& fits, bool thinned, RankGroup& ranks) {
 }
 
 }  // namespace
+
+int64_t fewest_far_queries(int64_t document_length) {
+  constexpr int64_t kFewest = 64;
+  return std::min(kFewest, document_length / 8 + 1);
+}
 
 void describe(Schema& schema, WarmStartOptions& o) {
   schema.integer("tokens", o.tokens, 0, int64_t{1} << 40, "calibration tokens for the fit before training; 0 = off");

@@ -37,6 +37,10 @@ struct WarmStartResult {
   std::vector<double> layer_eviction_rate;  // [L], on the calibration text
 };
 
+// Keys of a document that fewer queries see beyond the window than this are not fitted: their importance, an average over
+// these queries, is too noisy to learn from.
+int64_t fewest_far_queries(int64_t document_length);
+
 // All ranks call with the same `samples`.  They share the forward passes by sequence and the fits by layer, each fit
 // seeing all rows, and get the same adapter, the one a single rank gets.
 // `progress(done, total)` is called after each layer.  `stop()` true, on all ranks, makes it throw Interrupted.
