@@ -64,6 +64,25 @@ std::string at_equal_cost(const std::map<std::string, Frontier>& frontiers, cons
   return text + ".";
 }
 
+// What compares: the points of each set of questions, under a name that tells the sets of one task apart.
+std::vector<std::pair<std::string, std::vector<TaskPoint>>> by_questions(const std::vector<TaskPoint>& points) {
+  std::map<std::string, std::map<std::string, std::vector<TaskPoint>>> sets;
+  for (const TaskPoint& point : points) sets[point.task][point.questions_sha256].push_back(point);
+  std::vector<std::pair<std::string, std::vector<TaskPoint>>> named;
+  for (auto& [task, of_task] : sets) {
+    const auto first = std::ssize(named);
+    for (auto& [sha256, of_set] : of_task) {
+      const std::string which =
+          " of " + significant_text(of_set[0].prompt_tokens) + " tokens (questions " + sha256.substr(0, 8) + ")";
+      named.emplace_back(of_task.size() == 1 ? task : task + which, std::move(of_set));
+    }
+    std::stable_sort(named.begin() + first, named.end(), [](const auto& a, const auto& b) {
+      return a.second[0].prompt_tokens < b.second[0].prompt_tokens;
+    });
+  }
+  return named;
+}
+
 Markup& operator+=(Markup& all, const Markup& next) {
   all.html += next.html + "\n";
   return all;
@@ -104,11 +123,15 @@ std::vector<TaskPoint> read_task_points(const std::string& path) {
   const TaskResults file = read_results(path);
   if (!file.conditions.has_value() || file.results.empty()) throw UserError(path, "holds no answers");
   const TaskSummary summary = summarize(file.results);
+  double prompt_tokens = 0.0;
+  for (const TaskResult& result : file.results) {
+    prompt_tokens += static_cast<double>(result.prompt_tokens) / static_cast<double>(file.results.size());
+  }
   std::vector<TaskPoint> points;
   const auto add = [&](int64_t samples, double accuracy) {
     const auto k = static_cast<double>(samples);
-    points.push_back({file.conditions->task, file.conditions->evictor, samples, accuracy,
-                      samples == 1 ? summary.standard_error : kUnknown, k * summary.mean_new_tokens,
+    points.push_back({file.conditions->task, file.conditions->questions_sha256, prompt_tokens, file.conditions->evictor,
+                      samples, accuracy, samples == 1 ? summary.standard_error : kUnknown, k * summary.mean_new_tokens,
                       k * summary.mean_keys_read * static_cast<double>(file.conditions->bytes_per_key),
                       k * summary.mean_peak_kv_bytes});
   };
@@ -168,10 +191,8 @@ Markup tasks_section(const ReportPage& page) {
                        " --task needles --out needles.jsonl",
                    "--tasks needles.jsonl");
   }
-  std::map<std::string, std::vector<TaskPoint>> by_task;
-  for (const TaskPoint& point : page.in.tasks) by_task[point.task].push_back(point);
   Markup all;
-  for (const auto& [task, points] : by_task) {
+  for (const auto& [task, points] : by_questions(page.in.tasks)) {
     Markup charts, rows;
     for (const Cost& cost : kCosts) {
       const auto frontiers = frontiers_of(points, cost);

@@ -62,7 +62,9 @@ struct EvalResult {
 
 // What one results file of `dms eval-tasks` says about answering with a vote of so many samples: costs of a problem.
 struct TaskPoint {
-  std::string task, evictor;  // evictor: none, trained, sinks + window
+  std::string task, questions_sha256;  // points compare where both are equal
+  double prompt_tokens = 0;            // mean
+  std::string evictor;                 // none, trained, sinks + window
   int64_t samples = 0;
   double accuracy = 0, standard_error = kUnknown;
   double tokens = 0, kv_read_bytes = 0, peak_kv_bytes = 0;

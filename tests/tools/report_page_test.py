@@ -93,10 +93,10 @@ class ReportPage(unittest.TestCase):
                                         "lr", "tokens_per_s", "mfu", "seconds"], 0.5)
                 file.write(json.dumps({"step": step, **record, "target_cr": 4, "peak_memory_bytes": 1 << 30}) + "\n")
 
-    def report(self, evaluation=None, name="Tiny", inference=False):
+    def report(self, evaluation=None, name="Tiny", inference=False, tasks=()):
         command = [DMS, "report", "--run", self.run_dir, "--out", self.dir / "report.html", "--name", name]
         if inference:
-            command += ["--decode", *self.decode_files(), "--tasks", *self.task_files()]
+            command += ["--decode", *self.decode_files(), "--tasks", *self.task_files(), *tasks]
         if evaluation is not None:
             (self.dir / "eval.json").write_text(json.dumps(evaluation))
             command += ["--summary", self.dir / "eval.json"]
@@ -114,22 +114,22 @@ class ReportPage(unittest.TestCase):
             path.write_text(json.dumps({"rows": rows}))
             yield path
 
-    def task_files(self):
+    def task_files(self, questions="x", prompt_tokens=5):
         """Per evictor 4 problems with 4 samples; the evictor reads a quarter and is right on one problem less."""
         for evictor, keys, right in (("none", 4096, 3), ("trained", 1024, 2), ("sinks + window", 1024, 0)):
             texts = ["evictor", "task", "questions_sha256", "model", "model_sha256", "adapters", "adapters_sha256",
                      "chat_template", "thinking", "dtype"]  # fmt: skip
             numbers = ["streaming_keys", "max_new_tokens", "temperature", "top_p", "top_k", "seed"]
             conditions = dict.fromkeys(texts, "x") | dict.fromkeys(numbers, 1)
-            conditions |= {"evictor": evictor, "task": "aime", "bytes_per_key": 256}
+            conditions |= {"evictor": evictor, "task": "aime", "bytes_per_key": 256, "questions_sha256": questions}
             lines = [{"conditions": conditions}]
             for problem in range(4):
                 for sample in range(4):
                     good = problem < right
                     lines.append({"item": str(problem), "sample": sample, "score": float(good), "truncated": False,
-                                  "answer": "1" if good else "2", "prompt_tokens": 5, "new_tokens": 10,
+                                  "answer": "1" if good else "2", "prompt_tokens": prompt_tokens, "new_tokens": 10,
                                   "keys_read": keys, "peak_kv_bytes": keys << 8, "text": HOSTILE})  # fmt: skip
-            path = self.dir / f"{evictor}.jsonl"
+            path = self.dir / f"{evictor}-{questions}.jsonl"
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
             yield path
 
@@ -152,6 +152,12 @@ class ReportPage(unittest.TestCase):
         refused = subprocess.run(command, capture_output=True, text=True)
         self.assertEqual(refused.returncode, 2)
         self.assertIn("eval.json: holds no answers", refused.stderr)
+
+    def test_only_answers_to_the_same_questions_are_compared(self):
+        self.report(evaluation(), inference=True, tasks=self.task_files("longer", 2048))
+        self.assertEqual(len(re.findall(r"aime of 5.00 tokens \(questions x\): accuracy against", self.text)), 3)
+        self.assertEqual(len(re.findall(r"aime of 2,048 tokens \(questions longer\): accuracy against", self.text)), 3)
+        self.assertLess(self.text.index("aime of 5.00 tokens"), self.text.index("aime of 2,048 tokens"))
 
     def test_the_last_use_and_the_drift_of_the_ratio_are_shown(self):
         self.report(evaluation())
