@@ -19,6 +19,7 @@ namespace {
 
 // Sequences whose importance sets the threshold: a quantile over all their (layer, head, key) triples.
 constexpr size_t kPilotSequences = 6;
+
 struct CalibrationSequence {
   int64_t sample = 0;  // of all
   DocumentOffsets documents;
