@@ -123,15 +123,12 @@ std::vector<TaskPoint> read_task_points(const std::string& path) {
   const TaskResults file = read_results(path);
   if (!file.conditions.has_value() || file.results.empty()) throw UserError(path, "holds no answers");
   const TaskSummary summary = summarize(file.results);
-  double prompt_tokens = 0.0;
-  for (const TaskResult& result : file.results) {
-    prompt_tokens += static_cast<double>(result.prompt_tokens) / static_cast<double>(file.results.size());
-  }
   std::vector<TaskPoint> points;
   const auto add = [&](int64_t samples, double accuracy) {
     const auto k = static_cast<double>(samples);
-    points.push_back({file.conditions->task, file.conditions->questions_sha256, prompt_tokens, file.conditions->evictor,
-                      samples, accuracy, samples == 1 ? summary.standard_error : kUnknown, k * summary.mean_new_tokens,
+    points.push_back({file.conditions->task, file.conditions->questions_sha256, summary.mean_prompt_tokens,
+                      file.conditions->evictor, samples, accuracy, samples == 1 ? summary.standard_error : kUnknown,
+                      k * summary.mean_new_tokens,
                       k * summary.mean_keys_read * static_cast<double>(file.conditions->bytes_per_key),
                       k * summary.mean_peak_kv_bytes});
   };

@@ -163,8 +163,8 @@ RankBytes bytes_of(const Recipe& r, const Architecture& a, int64_t num_ranks, co
   const int64_t stream = s.sequences * s.tokens * a.hidden_size * s.element;
   int64_t kept = s.sequences * kept_activation_bytes(r.trainer.activation_checkpointing, a, r.adapter,
                                                      r.eviction.window, s.tokens, s.element);
-  // Layers' inputs are kept among temporaries of nearly their size: a sixteenth as much is lost to a CPU's allocator between
-  // them (measured: tools/check_plan.py).
+  // Layers' inputs are kept among temporaries of nearly their size: a sixteenth as much is lost to a CPU's allocator
+  // between them (measured: tools/check_plan.py).
   const bool on_cpu = device.host_bytes_per_s == 0.0;
   if (on_cpu && r.trainer.activation_checkpointing == ActivationCheckpointing::full) kept += kept / 16;
   const int64_t adapter = adapter_numel(r.adapter, a) * static_cast<int64_t>(sizeof(float));

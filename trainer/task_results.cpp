@@ -157,6 +157,7 @@ TaskSummary summarize(const std::vector<TaskResult>& results) {
   for (const TaskResult& result : results) {
     by_item[result.item].push_back(&result);
     summary.truncated += result.truncated ? 1 : 0;
+    summary.mean_prompt_tokens += static_cast<double>(result.prompt_tokens);
     summary.mean_new_tokens += static_cast<double>(result.new_tokens);
     summary.mean_keys_read += static_cast<double>(result.keys_read);
     summary.mean_peak_kv_bytes += static_cast<double>(result.peak_kv_bytes);
@@ -164,7 +165,8 @@ TaskSummary summarize(const std::vector<TaskResult>& results) {
   if (results.empty()) return summary;
   summary.items = static_cast<int64_t>(by_item.size());
   summary.completions = static_cast<int64_t>(results.size());
-  for (double* mean : {&summary.mean_new_tokens, &summary.mean_keys_read, &summary.mean_peak_kv_bytes}) {
+  for (double* mean :
+       {&summary.mean_prompt_tokens, &summary.mean_new_tokens, &summary.mean_keys_read, &summary.mean_peak_kv_bytes}) {
     *mean /= static_cast<double>(results.size());
   }
 

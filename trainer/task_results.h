@@ -70,7 +70,8 @@ struct TaskSummary {
   double pass_at_1 = 0.0, standard_error = 0.0;       // 0 for a single problem
   std::vector<std::pair<int64_t, double>> pass_at_k;  // k = 1, 2, 4, ... up to the fewest samples of a problem
   std::vector<std::pair<int64_t, double>> maj_at_k;   // the same k; empty when nothing was answered
-  double mean_new_tokens = 0.0, mean_keys_read = 0.0, mean_peak_kv_bytes = 0.0;  // of a completion
+  // Of a completion.
+  double mean_prompt_tokens = 0.0, mean_new_tokens = 0.0, mean_keys_read = 0.0, mean_peak_kv_bytes = 0.0;
 };
 TaskSummary summarize(const std::vector<TaskResult>& results);
 

@@ -51,7 +51,8 @@ std::vector<int64_t> fitted_keys(const DocumentOffsets& documents, int64_t windo
   std::vector<int64_t> keys;
   for (size_t j = 0; j + 1 < documents.size(); ++j) {
     const int64_t begin = documents[j], end = documents[j + 1];
-    for (int64_t k = begin; k + window + fewest_far_queries(end - begin) < end; ++k) keys.push_back(k);
+    const int64_t fewest = fewest_far_queries(end - begin);
+    for (int64_t k = begin; k + window + fewest < end; ++k) keys.push_back(k);
   }
   return keys;
 }
